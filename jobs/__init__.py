@@ -1,0 +1,1 @@
+"""What you run: `python -m jobs.<verb>`."""

@@ -1,0 +1,1 @@
+"""Human-pose regressors on Ray: prepare, train, tune and score on MPII-shaped data."""

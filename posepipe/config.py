@@ -1,0 +1,315 @@
+"""One frozen dataclass per job.
+
+Values that are out of bounds are refused where the config is built, before anything starts. Presets are named values of the same
+dataclasses; a YAML file may hold the same fields; the command line has the last word: defaults < preset < file < flags.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+import tyro
+import yaml
+
+from posepipe import storage
+
+Config = TypeVar("Config")
+
+Framing = Literal["image", "person"]
+People = Literal["single", "all"]
+Split = Literal["train", "val", "test"]
+Task = Literal["head", "pose"]
+RegressionHead = Literal["direct", "paper", "heatmap"]
+MissingJoints = Literal["mask", "zero"]
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["float32", "bfloat16"]
+Scheduler = Literal["asha", "none"]
+
+
+def check_choice(what: str, value: str, choices: Sequence[str]) -> None:
+    """Raises a ValueError that names the choices."""
+    if value not in choices:
+        raise ValueError(f"unknown {what} {value!r}; choices: {', '.join(choices)}")
+
+
+def _check_choices(config: Any) -> None:
+    """Refuses a value that is not among its field's Literal."""
+    for item in dataclasses.fields(config):
+        if get_origin(item.type) is Literal:
+            check_choice(item.name.replace("_", " "), getattr(config, item.name), get_args(item.type))
+
+
+def _check_at_least(config: Any, **bounds: float) -> None:
+    for name, bound in bounds.items():
+        value = getattr(config, name)
+        if value < bound:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {bound}, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Raw MPII -> samples."""
+
+    mpii_uri: str
+    """Folder or bucket prefix with mpii_human_pose_v1_u12_1.mat and images/."""
+    samples_uri: str = ""
+    """Where the samples go. Not needed with --dry-run."""
+    framing: Framing = "image"
+    """What the model sees: image (the whole picture, as the paper) or person (MPII's square around one person)."""
+    people: People = "single"
+    """single (pictures with exactly one annotated person, as the paper) or all."""
+    size: int = 220
+    """Side of the crop in px."""
+    val_list: str = ""
+    """URI of the validation images: a text file of names, or HRNet's valid.json. Without one, a stable hash takes val_percent."""
+    val_percent: float = 10.0
+    """Share of the train pictures that becomes the val split, in percent, where there is no val_list."""
+    shard_size: int = 128
+    """Pictures per task and output file."""
+    overwrite: bool = False
+    """Replace samples that were made with other settings."""
+    dry_run: bool = False
+    """Print an inventory of the data set as JSON and stop."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_at_least(self, size=8, shard_size=1)
+        if not 0 <= self.val_percent < 100:
+            raise ValueError(f"--val-percent must be in [0, 100), got {self.val_percent}")
+        if not self.samples_uri and not self.dry_run:
+            raise ValueError("--samples-uri says where the samples go; only --dry-run can do without")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Samples -> checkpoint."""
+
+    samples_uri: str
+    """What jobs.prepare wrote."""
+    runs_uri: str
+    """Folder of all runs."""
+    name: str
+    """Name of this run. Running again under the same name resumes it."""
+    task: Task = "pose"
+    """What is regressed: head (the head box, 4 numbers) or pose (16 joints, 32 numbers)."""
+    model: str = "resnetv2_50"
+    """deeppose (the paper's network) or any timm backbone: resnetv2_50 (ResNet50V2), resnet18, mobilenetv2_100, hrnet_w32, …"""
+    regression_head: RegressionHead = "direct"
+    """How it is regressed: direct (linear, unit frame), paper (ReLU outputs in crop px) or heatmap (a map per point)."""
+    feature_stride: int = 32
+    """Cut a timm backbone at the last stage with at most this stride."""
+    weights: tuple[str, ...] = ()
+    """Where the backbone starts: nothing (random), `imagenet` (timm's download) or URIs of state dicts, loaded in this order."""
+    freeze_norm: bool = False
+    """Keep the backbone's BatchNorm statistics as loaded."""
+    missing_joints: MissingJoints = "mask"
+    """Joints without a label: mask (not in the loss) or zero (trained as (0, 0), as in the paper)."""
+    epochs: int = 100
+    """Passes over the train split."""
+    batch_size: int = 128
+    """Samples per optimizer step over all workers."""
+    learning_rate: float = 5e-4
+    """Adam's learning rate, at its peak where there is a schedule."""
+    schedule: Schedule = "constant"
+    """constant (the paper), or cosine: a linear warm-up over the first 3 % of the steps, then down to zero."""
+    augment: bool = False
+    """Flip, rotate, scale, shift and recolour the train crops on the device."""
+    seed: int = 0
+    """Of the weights, the order of samples and the augmentation."""
+    num_workers: int = 1
+    """Data-parallel workers."""
+    cpus_per_worker: int = 1
+    """CPUs (and torch threads) of each worker."""
+    use_gpu: bool = False
+    """One GPU per worker."""
+    precision: Precision = "float32"
+    """float32, or bfloat16 for mixed precision."""
+    max_failures: int = 2
+    """How often the run restarts from its last checkpoint after a worker died."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_at_least(self, epochs=1, num_workers=1, cpus_per_worker=1, max_failures=0, feature_stride=4)
+        _check_at_least(self, batch_size=self.num_workers)
+        if not self.learning_rate > 0:
+            raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
+        if not self.name or "/" in self.name:
+            raise ValueError(f"--name must be one folder name, got {self.name!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """Samples -> best checkpoint of a sweep over learning rate, batch size, …"""
+
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    """What all trials share; its name is the sweep's."""
+    search: tuple[str, ...] = ("learning_rate=grid:1e-4,5e-4,1e-3", "batch_size=grid:32,128")
+    """Fields of the training config and their values: FIELD=grid:A,B,… tries all, FIELD=choice:A,B,… draws one per trial,
+    FIELD=uniform:LOW,HIGH and FIELD=loguniform:LOW,HIGH draw from an interval."""
+    num_trials: int = 1
+    """How often the grid is gone through, each time with new draws."""
+    scheduler: Scheduler = "asha"
+    """asha (stops bad trials early) or none."""
+    max_concurrent_trials: int = 0
+    """At most so many trials at a time; 0: as many as the cluster holds."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_at_least(self, num_trials=1, max_concurrent_trials=0)
+        for text in self.search:
+            parse_search(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Samples or an image bucket + checkpoint -> predictions (and PCKh where labels exist)."""
+
+    checkpoint_uri: str
+    """A run folder of jobs.train or jobs.tune, or one checkpoint in it."""
+    predictions_uri: str
+    """Where the predictions go."""
+    samples_uri: str = ""
+    """Score these samples …"""
+    split: Split = "val"
+    """… of this split: train, val or test."""
+    images_uri: str = ""
+    """… or all the pictures below this prefix."""
+    run_id: str = "score"
+    """Name of this scoring run, written into every row."""
+    batch_size: int = 64
+    """Crops per forward pass."""
+    shard_size: int = 256
+    """Inputs per task and output file."""
+    num_actors: int = 1
+    """Model replicas."""
+    cpus_per_actor: int = 1
+    """CPUs (and torch threads) of each replica."""
+    use_gpu: bool = False
+    """One GPU per replica."""
+    num_overlays: int = 0
+    """Draw the predictions of so many rows on their pictures, as overlays.jpg beside the predictions."""
+    overwrite: bool = False
+    """Replace predictions of another checkpoint or input."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_at_least(self, batch_size=1, shard_size=1, num_actors=1, cpus_per_actor=1, num_overlays=0)
+        if bool(self.samples_uri) == bool(self.images_uri):
+            raise ValueError("give either --samples-uri or --images-uri")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """All of it, on a generated MPII-shaped data set or on a real one."""
+
+    work_uri: str = "work/demo"
+    """Everything the demo makes goes below this folder."""
+    mpii_uri: str = ""
+    """A real data set in MPII's layout instead of the generated one."""
+    num_images: int = 1600
+    """Pictures to generate."""
+    size: int = 128
+    """Side of the crops in px."""
+    epochs: int = 12
+    """Passes of the pose training; the head box takes two thirds of it, the sweep's trials a quarter."""
+    use_gpu: bool = False
+    """Train and score on a GPU."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_at_least(self, num_images=50, size=32, epochs=4)
+
+
+_PAPER = {"regression_head": "paper", "missing_joints": "zero", "schedule": "constant"}
+
+# Calvo, Cañadillas: "Application of convolutional neural networks to the problem of pose detection in images".
+# Their samples: jobs.prepare --framing image --people single --size 220, which are its defaults.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper-head-deeppose": {**_PAPER, "task": "head", "model": "deeppose", "batch_size": 128, "epochs": 100, "learning_rate": 5e-5},
+    "paper-head-resnet": {**_PAPER, "task": "head", "model": "resnetv2_50", "batch_size": 32, "epochs": 100, "learning_rate": 5e-5},
+    "paper-pose-deeppose": {**_PAPER, "task": "pose", "model": "deeppose", "batch_size": 128, "epochs": 300, "learning_rate": 5e-4},
+    "paper-pose-resnet": {**_PAPER, "task": "pose", "model": "resnetv2_50", "batch_size": 32, "epochs": 300, "learning_rate": 5e-4},
+}
+
+
+def parse(config_class: type[Config], arguments: Sequence[str] | None = None) -> Config:
+    """Builds a config from the command line; a user's mistake ends the program with a message and exit status 2."""
+    has_presets = config_class in (TrainConfig, TuneConfig)
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--config", default="")
+    if has_presets:
+        files.add_argument("--preset", default="")
+    known, flags = files.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    epilog = "--config FILE.yaml holds the same fields." + (f" --preset NAME, of: {', '.join(PRESETS)}." if has_presets else "")
+    with user_errors():
+        values: dict[str, Any] = {}
+        if has_presets and known.preset:
+            check_choice("preset", known.preset, tuple(PRESETS))
+            values |= PRESETS[known.preset]
+        if known.config:
+            values |= _read_yaml(known.config)
+        # Of a flag that is given twice the last one counts.
+        return tyro.cli(config_class, args=[*_to_flags(values), *flags], description=f"{config_class.__doc__}\n\n{epilog}")
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Ends the program with the message alone where a user's mistake (a ValueError) comes up."""
+    try:
+        yield
+    except ValueError as error:
+        # An error from inside a Ray task keeps its trace: the mistake is not the user's, or not known to be.
+        if type(error).__name__.startswith("RayTaskError"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _read_yaml(uri: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(storage.read_bytes(uri))
+    except (FileNotFoundError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the config file {uri}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"the config file {uri} must hold `field: value` lines, got {type(values).__name__}")
+    return values
+
+
+def _to_flags(values: Mapping[str, Any]) -> list[str]:
+    flags: list[str] = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
+    return flags
+
+
+def parse_search(text: str) -> tuple[str, str, tuple[Any, ...]]:
+    """`FIELD=KIND:A,B,…` -> the field of TrainConfig, the kind and the values in the field's type."""
+    name, _, rest = text.partition("=")
+    kind, _, values = rest.partition(":")
+    fields = {
+        item.name: item.type for item in dataclasses.fields(TrainConfig) if item.name not in ("samples_uri", "runs_uri", "name", "weights")
+    }
+    check_choice("field to search", name, tuple(fields))
+    check_choice(f"kind of search for {name}", kind, ("grid", "choice", "uniform", "loguniform"))
+    field_type: Any = str if get_origin(fields[name]) is Literal else fields[name]
+    if kind.endswith("uniform"):
+        if field_type is not float:
+            raise ValueError(f"{kind} draws floats, but {name} is {getattr(field_type, '__name__', field_type)}; use grid or choice")
+        low_high = values.split(",")
+        if len(low_high) != 2:
+            raise ValueError(f"{text!r}: expected {kind}:LOW,HIGH")
+    try:
+        parsed = tuple(yaml.safe_load(value) if field_type is bool else field_type(value) for value in values.split(","))
+    except ValueError as error:
+        raise ValueError(f"{text!r}: {error}") from error
+    if kind.endswith("uniform") and not 0 < parsed[0] < parsed[1]:
+        raise ValueError(f"{text!r}: expected 0 < LOW < HIGH")
+    return name, kind, parsed
