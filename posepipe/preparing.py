@@ -1,0 +1,208 @@
+"""Persons + images -> samples: shards of pictures, written in parallel, the manifest last."""
+
+import dataclasses
+import io
+import json
+import logging
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from posepipe import images, mpii, samples, storage
+from posepipe.config import PrepareConfig
+from posepipe.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+PERSONS_FILE = "persons.parquet"
+
+
+def inventory(config: PrepareConfig) -> dict[str, Any]:
+    """Counts what the data set holds, without reading a picture."""
+    table, persons = mpii.read_annotations(config.mpii_uri)
+    folder = storage.join_uri(config.mpii_uri, mpii.IMAGES_FOLDER)
+    present = {uri.rpartition("/")[2] for uri in storage.list_files(folder)}
+    return mpii.inventory(table, persons, present)
+
+
+def prepare(config: PrepareConfig) -> dict[str, Any]:
+    """Writes samples; the manifest comes last.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: no annotations, samples of other settings in the same place, or nothing that could be used.
+    """
+    mpii_uri, samples_uri = storage.resolve_uri(config.mpii_uri), storage.resolve_uri(config.samples_uri)
+    annotations = mpii.read_annotation_file(mpii_uri)
+    settings = _settings(config, storage.sha256(annotations))
+    _claim_folder(samples_uri, settings, config.overwrite)
+    persons = _persons(annotations, mpii_uri, samples_uri, settings["annotations_sha256"])
+    persons = _assign_splits(mpii.select_people(persons, config.people), config)
+    if not persons.num_rows:
+        raise ValueError(f"{mpii_uri} has no annotated or located people for --people {config.people}")
+    shards = _cut_shards(persons, config.shard_size)
+    work = [{"shard": index, "persons": _to_ipc(table)} for index, table in enumerate(shards)]
+    worker = _ShardWriter(storage.join_uri(mpii_uri, mpii.IMAGES_FOLDER), samples_uri, config.framing, config.size)
+    dataset = ray.data.from_items(work, override_num_blocks=len(work)).map(worker)
+    files: list[dict[str, Any]] = []
+    errors: list[dict[str, Any]] = []
+    with Progress("prepare", len(set(persons["image"].to_pylist())), "pictures") as progress:
+        for row in dataset.iter_rows():
+            result = json.loads(row["result"])
+            files += result["files"]
+            errors += result["errors"]
+            progress.update(result["num_images"])
+    errors.sort(key=lambda row: (row["image"], row["person_index"]))
+    storage.write_table(storage.join_uri(samples_uri, samples.ERRORS_FILE), pa.Table.from_pylist(errors, samples.ERROR))
+    rows = {split: sum(item["rows"] for item in files if item["split"] == split) for split in ("train", "val", "test")}
+    counts = dict(sorted(Counter(row["status"] for row in errors).items()))
+    if not any(rows.values()):
+        raise ValueError(
+            f"none of {persons.num_rows} people could be used: {counts}; see {storage.join_uri(samples_uri, samples.ERRORS_FILE)}"
+        )
+    manifest = {
+        **settings,
+        "images_uri": worker.images_uri,
+        "files": sorted(files, key=lambda item: item["file"]),
+        "rows": rows,
+        "errors": counts,
+    }
+    storage.write_json(storage.join_uri(samples_uri, storage.MANIFEST), manifest)
+    return manifest
+
+
+def describe(manifest: dict[str, Any], samples_uri: str) -> str:
+    """What `prepare` made, for people."""
+    rows = ", ".join(f"{count} {split}" for split, count in manifest["rows"].items())
+    errors = ", ".join(f"{count} {status}" for status, count in manifest["errors"].items())
+    return (
+        f"samples: {rows} ({manifest['framing']} framing, {manifest['size']} x {manifest['size']} px) at {samples_uri}\n"
+        f"not usable: {f'{errors}; see {storage.join_uri(samples_uri, samples.ERRORS_FILE)}' if errors else 'none'}"
+    )
+
+
+def _settings(config: PrepareConfig, annotations_sha256: str) -> dict[str, Any]:
+    """All that decides what the samples are; two runs with equal settings write equal files."""
+    val_names = sorted(_val_names(config.val_list)) if config.val_list else None
+    return {
+        "annotations_sha256": annotations_sha256,
+        "framing": config.framing,
+        "people": config.people,
+        "size": config.size,
+        "val": {"percent": config.val_percent}
+        if val_names is None
+        else {"list_sha256": storage.fingerprint(val_names), "num_images": len(val_names)},
+        "shard_size": config.shard_size,
+    }
+
+
+def _claim_folder(samples_uri: str, settings: dict[str, Any], overwrite: bool) -> None:
+    """Takes the manifest away, so that nobody reads while files change, and the files of an older run with it."""
+    manifest_uri = storage.join_uri(samples_uri, storage.MANIFEST)
+    if storage.exists(manifest_uri):
+        older = storage.read_json(manifest_uri)
+        differing = {name: (older.get(name), value) for name, value in settings.items() if older.get(name) != value}
+        if differing and not overwrite:
+            text = "; ".join(f"{name} was {was!r}, now {now!r}" for name, (was, now) in differing.items())
+            raise ValueError(
+                f"{samples_uri} holds samples made with other settings ({text}); choose another --samples-uri or pass --overwrite"
+            )
+        storage.delete([manifest_uri])
+    for split in ("train", "val", "test"):
+        storage.delete(uri for uri in storage.list_files(storage.join_uri(samples_uri, split)) if "/part-" in uri)
+
+
+def _persons(annotations: bytes, mpii_uri: str, samples_uri: str, sha256: str) -> pa.Table:
+    """The PERSON table of the annotation file, parsed once and kept beside the samples."""
+    uri = storage.join_uri(samples_uri, PERSONS_FILE)
+    if storage.exists(uri):
+        kept = storage.read_table(uri)
+        if (kept.schema.metadata or {}).get(b"annotations_sha256") == sha256.encode():
+            return kept
+    _, persons = mpii.parse_annotations(annotations, storage.join_uri(mpii_uri, mpii.ANNOTATION_FILE))
+    persons = persons.replace_schema_metadata({"annotations_sha256": sha256})
+    storage.write_table(uri, persons)
+    return persons
+
+
+def _val_names(uri: str) -> set[str]:
+    """Image names of a validation list: a text file of names, or HRNet's valid.json (a list of {"image": …})."""
+    try:
+        text = storage.read_bytes(uri).decode()
+    except FileNotFoundError as error:
+        raise ValueError(f"no validation list at {uri}") from error
+    names = {item["image"] for item in json.loads(text)} if text.lstrip().startswith("[") else {line.strip() for line in text.splitlines()}
+    return names - {""}
+
+
+def _is_val_by_hash(image: str, percent: float) -> bool:
+    return int(storage.sha256(image.encode())[:8], 16) % 10_000 < round(percent * 100)
+
+
+def _assign_splits(persons: pa.Table, config: PrepareConfig) -> pa.Table:
+    """Adds the column `split`."""
+    names, flags = persons["image"].to_pylist(), persons["is_train"].to_pylist()
+    val_names = _val_names(config.val_list) if config.val_list else None
+    if val_names is not None and not val_names & set(names):
+        raise ValueError(f"none of the {len(val_names)} names in {config.val_list} is a picture of {config.mpii_uri}")
+    splits = [
+        "test"
+        if not is_train
+        else "val"
+        if (name in val_names if val_names is not None else _is_val_by_hash(name, config.val_percent))
+        else "train"
+        for name, is_train in zip(names, flags, strict=True)
+    ]
+    return persons.append_column("split", pa.array(splits))
+
+
+def _cut_shards(persons: pa.Table, shard_size: int) -> list[pa.Table]:
+    """Tables of the people of shard_size pictures each, in the order of their names; a picture is never cut apart."""
+    persons = persons.sort_by([("image", "ascending"), ("person_index", "ascending")]).combine_chunks()
+    names = persons["image"].to_numpy(zero_copy_only=False)
+    starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])[::shard_size]
+    return [persons.slice(start, end - start) for start, end in zip(starts, [*starts[1:], len(names)], strict=True)]
+
+
+def _to_ipc(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class _ShardWriter:
+    """Cuts and writes the samples of one shard. Its files depend on nothing but the shard, so a retry writes the same bytes."""
+
+    images_uri: str
+    samples_uri: str
+    framing: str
+    size: int
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        people: dict[str, list[dict[str, Any]]] = {}
+        for person in pa.ipc.open_stream(row["persons"]).read_all().to_pylist():
+            people.setdefault(person["image"], []).append(person)
+        uris = {storage.join_uri(self.images_uri, name): name for name in people}
+        rows: dict[str, list[dict[str, Any]]] = {}
+        errors: list[dict[str, Any]] = []
+        for uri, data in storage.read_ahead(list(uris)):
+            for person in people[uris[uri]]:
+                try:
+                    sample = samples.build_sample(data, person, self.framing, self.size)
+                    rows.setdefault(person["split"], []).append(sample)
+                except images.ImageError as error:
+                    known = {name: person[name] for name in ("image", "person_index", "split")}
+                    errors.append({**known, "status": error.status, "detail": error.detail})
+        files = []
+        for split, split_rows in rows.items():
+            name = f"{split}/part-{row['shard']:05d}.parquet"
+            sha256 = storage.write_table(storage.join_uri(self.samples_uri, name), pa.Table.from_pylist(split_rows, samples.SAMPLE))
+            files.append({"file": name, "split": split, "rows": len(split_rows), "sha256": sha256})
+        return {"result": json.dumps({"files": files, "errors": errors, "num_images": len(people)})}

@@ -1,0 +1,143 @@
+"""The sample record; persons + images -> samples; samples as a Ray Dataset.
+
+A folder of samples holds `persons.parquet` (the parsed annotation file), `errors.parquet` (people whose picture could not be used),
+`<split>/part-NNNNN.parquet` (SAMPLE records) and, written last, `_MANIFEST.json`. Readers go by the manifest alone.
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from posepipe import geometry, images, metrics, storage
+from posepipe.config import Split
+from posepipe.skeleton import NUM_JOINTS
+
+logger = logging.getLogger(__name__)
+
+ERRORS_FILE = "errors.parquet"
+
+SAMPLE = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), metadata={"doc": "image#person_index"}),
+        pa.field("image", pa.string(), metadata={"doc": "file name below images/"}),
+        pa.field("person_index", pa.int32(), metadata={"doc": "0-based place in annorect"}),
+        pa.field("split", pa.string(), metadata={"doc": "train, val or test"}),
+        pa.field("framing", pa.string(), metadata={"doc": "image or person"}),
+        pa.field("width", pa.int32(), metadata={"doc": "image px"}),
+        pa.field("height", pa.int32(), metadata={"doc": "image px"}),
+        pa.field("crop", pa.binary(), metadata={"doc": "JPEG, size x size"}),
+        pa.field("crop_to_image", pa.list_(pa.float64(), 6), metadata={"doc": "2 x 3 affine, row by row"}),
+        pa.field("head_box", pa.list_(pa.float32(), 4), metadata={"doc": "x1, y1, x2, y2 in crop px, or null"}),
+        pa.field("joints", pa.list_(pa.float32(), 2 * NUM_JOINTS), metadata={"doc": "x, y in crop px, NaN where not annotated"}),
+        pa.field("is_annotated", pa.list_(pa.bool_(), NUM_JOINTS), metadata={"doc": "a coordinate exists"}),
+        pa.field("is_visible", pa.list_(pa.bool_(), NUM_JOINTS), metadata={"doc": "null where unknown"}),
+        pa.field("head_size", pa.float32(), metadata={"doc": "0.6 x diagonal of the head box, image px, or null"}),
+        pa.field("head_bone", pa.float32(), metadata={"doc": "head top to upper neck, image px, or null"}),
+    ]
+)
+
+
+ERROR = pa.schema(
+    [
+        pa.field("image", pa.string(), metadata={"doc": "file name below images/"}),
+        pa.field("person_index", pa.int32(), metadata={"doc": "0-based place in annorect"}),
+        pa.field("split", pa.string(), metadata={"doc": "train, val or test"}),
+        pa.field("status", pa.string(), metadata={"doc": "one of posepipe.images.STATUSES"}),
+        pa.field("detail", pa.string(), metadata={"doc": "what was found"}),
+    ]
+)
+
+
+def build_sample(data: bytes | Exception, person: dict[str, Any], framing: str, size: int) -> dict[str, Any]:
+    """One SAMPLE row from the bytes of a picture and a PERSON row with its `split`; ImageError where the picture is no good."""
+    if isinstance(data, Exception):
+        raise images.storage_error(data)
+    header = images.read_header(data)
+    if framing == "image":
+        crop_to_image = geometry.frame_image(header.width, header.height, size)
+    elif person["center"] is None:
+        raise images.ImageError("unsupported", "the annotation has no objpos and scale: the person cannot be framed")
+    else:
+        crop_to_image = geometry.frame_person(person["center"], person["scale"], size)
+    image_to_crop = geometry.invert(crop_to_image)
+    joints = np.asarray(person["joints"], dtype=np.float64).reshape(NUM_JOINTS, 2)
+    is_annotated = np.asarray(person["is_annotated"])
+    head_box = person["head_box"]
+    bone = metrics.head_bone(joints[None], is_annotated[None])[0]
+    return {
+        "sample_id": f"{person['image']}#{person['person_index']}",
+        **{name: person[name] for name in ("image", "person_index", "split", "is_annotated", "is_visible")},
+        "framing": framing,
+        "width": header.width,
+        "height": header.height,
+        "crop": images.encode_jpeg(images.crop(data, header, crop_to_image, size)),
+        "crop_to_image": crop_to_image.ravel(),
+        "head_box": None if head_box is None else geometry.transform(image_to_crop, np.reshape(head_box, (2, 2))).ravel(),
+        "joints": geometry.transform(image_to_crop, joints).ravel(),
+        "head_size": None if head_box is None else metrics.head_size(np.asarray([head_box]))[0],
+        "head_bone": bone if np.isfinite(bone) else None,
+    }
+
+
+def read_manifest(samples_uri: str) -> dict[str, Any]:
+    """The manifest of complete samples; ValueError where there are none."""
+    try:
+        return storage.read_json(storage.join_uri(samples_uri, storage.MANIFEST))
+    except FileNotFoundError as error:
+        raise ValueError(f"no complete samples at {samples_uri}: expected {storage.MANIFEST}, which jobs.prepare writes last") from error
+
+
+def list_split(samples_uri: str, split: Split) -> list[str]:
+    """URIs of the files of one split; ValueError where it is empty."""
+    manifest = read_manifest(samples_uri)
+    files = [storage.join_uri(samples_uri, item["file"]) for item in manifest["files"] if item["split"] == split]
+    if not files:
+        raise ValueError(f"{samples_uri} has no {split} samples; rows per split: {manifest['rows']}")
+    return files
+
+
+def load_pixels(samples_uri: str, split: Split) -> ray.data.Dataset:
+    """The samples of one split with their crops decoded, one block per file.
+
+    The columns are SAMPLE's, with `pixels` (fixed-size binary, size x size x 3 uint8 RGB) instead of `crop`.
+    """
+    files = list_split(samples_uri, split)
+    rows = ray.data.from_items([{"uri": uri} for uri in files], override_num_blocks=len(files))
+    return rows.map_batches(_decode_crops, batch_size=1, batch_format="pyarrow")
+
+
+def _decode_crops(batch: pa.Table) -> pa.Table:
+    table = storage.read_table(batch["uri"][0].as_py())
+    pixels = [images.decode_jpeg(crop).tobytes() for crop in table["crop"].to_pylist()]
+    column = pa.array(pixels, pa.binary(len(pixels[0])))
+    return table.drop_columns(["crop"]).append_column("pixels", column)
+
+
+def label_arrays(table: pa.Table) -> dict[str, np.ndarray[Any, Any]]:
+    """The labels of a SAMPLE table as arrays, named like its columns; NaN where null.
+
+    Returns:
+        sample_id (N,), crop_to_image (N, 2, 3), head_box (N, 4) crop px, joints (N, 16, 2) crop px, is_annotated (N, 16),
+        head_size (N,) and head_bone (N,) image px.
+    """
+    table = table.combine_chunks()
+
+    def fixed(name: str, *shape: int) -> np.ndarray[Any, Any]:
+        column = table[name].combine_chunks()
+        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        values = np.full((len(column), *shape), np.nan)
+        values[np.asarray(column.is_valid())] = np.asarray(column.flatten()).reshape(-1, *shape)
+        return values
+
+    return {
+        "sample_id": np.asarray(table["sample_id"].to_pylist()),
+        "crop_to_image": fixed("crop_to_image", 2, 3),
+        "head_box": fixed("head_box", 4),
+        "joints": fixed("joints", NUM_JOINTS, 2),
+        "is_annotated": fixed("is_annotated", NUM_JOINTS).astype(bool),
+        **{name: table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in ("head_size", "head_bone")},
+    }
