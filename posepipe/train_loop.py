@@ -1,0 +1,226 @@
+"""What every training worker runs: epochs over the sample cache, validation, checkpoints.
+
+The samples lie decoded in Ray's object store, where the workers of a host share them without a copy. Every worker draws the same order of
+samples and takes its part of each global batch; gradients are those of the mean over the global batch; validation counts every row once.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+from ray.train import Checkpoint
+from torch import Tensor, nn
+
+from posepipe import samples, storage
+from posepipe.augmentation import augment
+from posepipe.config import TrainConfig
+from posepipe.geometry import transform
+from posepipe.models import MODEL_FILE, PoseModel, load_model, save_model
+from posepipe.tasks import TASKS, Score, Task
+
+HISTORY_FILE = "history.json"
+STATE_FILE = "state.pt"
+WARMUP = 0.03  # of all steps
+
+
+class SampleCache:
+    """All samples of one split, in the order of their ids; the pixels stay where Ray put them, in shared memory."""
+
+    def __init__(self, dataset: Any) -> None:
+        tables: list[pa.Table] = list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+        labels = samples.label_arrays(pa.concat_tables([table.drop_columns(["pixels"]) for table in tables]))
+        order = np.argsort(labels["sample_id"], kind="stable")
+        self.labels = {name: values[order] for name, values in labels.items()}
+        chunks = [chunk for table in tables for chunk in table["pixels"].chunks]
+        rows = [row for chunk in chunks for row in _as_rows(chunk)]
+        self._rows = [rows[index] for index in order]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def pixels(self, indices: Sequence[int]) -> Tensor:
+        """(N, 3, S, S) uint8."""
+        stacked = np.stack([self._rows[index] for index in indices])
+        size = round((stacked.shape[1] / 3) ** 0.5)
+        return torch.from_numpy(stacked).view(len(indices), size, size, 3).permute(0, 3, 1, 2)
+
+
+def _as_rows(chunk: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
+    """(N, bytes) view of a column without nulls."""
+    width = chunk.type.byte_width
+    data = np.frombuffer(chunk.buffers()[1], dtype=np.uint8)
+    return data[chunk.offset * width : (chunk.offset + len(chunk)) * width].reshape(len(chunk), width)
+
+
+def train_loop(arguments: dict[str, Any]) -> None:
+    """What every worker runs."""
+    config = TrainConfig(**arguments["config"])
+    task = TASKS[config.task]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(config.cpus_per_worker)
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    device = ray.train.torch.get_device()
+    cache, val_cache = (SampleCache(ray.train.get_dataset_shard(name)) for name in ("train", "val"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, MODEL_FILE)
+        storage.write_bytes(path, ray.get(arguments["initial"]))
+        own, _ = load_model(path)
+    steps = [batch for batch in torch.arange(len(cache)).split(config.batch_size) if len(batch) >= 2 * world]
+    if not steps:
+        raise ValueError(f"{len(cache)} train samples are too few for {world} workers")
+    optimizer = torch.optim.Adam(own.parameters(), lr=config.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(steps) * config.epochs, config.schedule))
+    history: list[dict[str, Any]] = []
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            own.load_state_dict(load_model(folder)[0].state_dict())
+            state = torch.load(os.path.join(folder, STATE_FILE), map_location="cpu", weights_only=True)
+            history = storage.read_json(os.path.join(folder, HISTORY_FILE))
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+    # prepare_model moves the parameters, so the optimizer's state has to follow them.
+    model = ray.train.torch.prepare_model(own)
+    optimizer.load_state_dict(optimizer.state_dict())
+    for epoch in range(len(history), config.epochs):
+        start = time.monotonic()
+        loss = _train_epoch(config, task, model, own, cache, optimizer, schedule, epoch, (rank, world), len(steps), device)
+        seconds = time.monotonic() - start
+        val_loss, score = evaluate(own, task, val_cache, config.batch_size, (rank, world), device)
+        row = {
+            "epoch": epoch + 1,
+            "train_loss": loss,
+            "learning_rate": schedule.get_last_lr()[0],
+            "images_per_second": len(steps) * config.batch_size / seconds,
+            "val_loss": val_loss,
+            **{f"val_{name}": value for name, value in score.summary().items()},
+        }
+        history.append(row)
+        metrics = {**row, "objective": score.objective}
+        with tempfile.TemporaryDirectory() as folder:
+            saved = None
+            if rank == 0:
+                shown = ", ".join(f"{name} {100 * row[f'val_{name}']:.2f}" for name in task.metric_names)
+                line = (
+                    f"{config.name} epoch {epoch + 1}/{config.epochs}: loss {loss:.5g}, val loss {val_loss:.5g}, {shown}, {seconds:.0f} s"
+                )
+                # Ray Train patches print to log each line a second time.
+                sys.stdout.write(f"{line}\n")
+                sys.stdout.flush()
+                save_model(own, os.path.join(folder, MODEL_FILE))
+                torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, os.path.join(folder, STATE_FILE))
+                storage.write_json(os.path.join(folder, HISTORY_FILE), history)
+                saved = Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=saved)
+
+
+def _rate(step: int, total: int, schedule: str) -> float:
+    """The factor on the learning rate at a step."""
+    if schedule == "constant":
+        return 1.0
+    warmup = max(1, round(WARMUP * total))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def _train_epoch(
+    config: TrainConfig,
+    task: Task,
+    model: nn.Module,
+    own: PoseModel,
+    cache: SampleCache,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    epoch: int,
+    place: tuple[int, int],
+    num_steps: int,
+    device: torch.device,
+) -> float:
+    """One pass; returns the mean loss over all workers."""
+    rank, world = place
+    model.train()
+    if config.freeze_norm:
+        for module in own.backbone.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+    order = torch.randperm(len(cache), generator=torch.Generator().manual_seed(config.seed + epoch))
+    truth = torch.from_numpy(task.truth(cache.labels)).float()
+    total = torch.zeros(2, dtype=torch.float64)
+    for step, batch in enumerate(order.split(config.batch_size)[:num_steps]):
+        indices = batch[rank::world]
+        pixels, target = cache.pixels(indices.tolist()).to(device, non_blocking=True), truth[indices].to(device)
+        if config.augment:
+            generator = torch.Generator().manual_seed(hash((config.seed, epoch, step, rank)) & 0x7FFFFFFF)
+            pixels, target = augment(pixels, target, task, generator)
+        is_valid = target.isfinite().all(dim=-1)
+        if config.missing_joints == "zero":
+            target, is_valid = torch.nan_to_num(target), torch.ones_like(is_valid)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+            output = model(pixels)
+        head: Any = own.head
+        loss, count = head.loss(output, target, is_valid)
+        sums = _sum_over_workers(torch.stack([loss.detach().double().cpu(), count.double().cpu()]), world, device)
+        if not torch.isfinite(sums[0]):
+            ids = cache.labels["sample_id"][indices.numpy()].tolist()
+            raise FloatingPointError(f"the loss is {sums[0].item()} in epoch {epoch + 1}, step {step + 1}; samples of this worker: {ids}")
+        optimizer.zero_grad(set_to_none=True)
+        # DDP averages gradients over workers; with this factor that is the gradient of the mean over the global batch.
+        (loss * (world / sums[1].clamp_min(1).item())).backward()
+        optimizer.step()
+        schedule.step()
+        total += sums
+    return (total[0] / total[1].clamp_min(1)).item()
+
+
+def _sum_over_workers(values: Tensor, world: int, device: torch.device) -> Tensor:
+    if world == 1:
+        return values
+    values = values.to(device)
+    torch.distributed.all_reduce(values)
+    return values.cpu()
+
+
+@torch.inference_mode()
+def evaluate(
+    model: PoseModel, task: Task, cache: SampleCache, batch_size: int, place: tuple[int, int], device: torch.device
+) -> tuple[float, Score]:
+    """Loss and score over every sample of the cache exactly once, whatever the number of workers."""
+    rank, world = place
+    model.eval()
+    head: Any = model.head
+    mine = np.arange(len(cache))[rank::world]
+    truth = torch.from_numpy(task.truth(cache.labels)).float()
+    points = np.empty((len(mine), task.num_points, 2))
+    total = torch.zeros(2, dtype=torch.float64)
+    for start in range(0, len(mine), batch_size):
+        indices = mine[start : start + batch_size]
+        output = model(cache.pixels(indices.tolist()).to(device))
+        target = truth[torch.from_numpy(indices)].to(device)
+        loss, count = head.loss(output, target, target.isfinite().all(dim=-1))
+        total += torch.stack([loss.double().cpu(), count.double().cpu()])
+        points[start : start + len(indices)] = head.decode(output)[0].double().cpu().numpy()
+    labels = {name: values[mine] for name, values in cache.labels.items()}
+    score = task.evaluate(transform(labels["crop_to_image"], points), labels)
+    if world > 1:
+        gathered: list[Any] = [None] * world
+        torch.distributed.all_gather_object(gathered, score)
+        score = gathered[0]
+        for other in gathered[1:]:
+            score += other
+    total = _sum_over_workers(total, world, device)
+    return (total[0] / total[1].clamp_min(1)).item(), score

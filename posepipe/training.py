@@ -1,0 +1,217 @@
+"""One training run.
+
+The driver decodes the samples once, in parallel, into Ray's object store, builds the model, starts the workers of `train_loop` and leaves
+a run folder that explains itself.
+"""
+
+import dataclasses
+import importlib.metadata
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from posepipe import cluster, samples, storage
+from posepipe.config import TrainConfig
+from posepipe.geometry import transform
+from posepipe.models import MODEL_FILE, ModelConfig, build_model, load_weights, save_model
+from posepipe.tasks import TASKS
+from posepipe.train_loop import HISTORY_FILE, train_loop
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+RESULT_FILE = "result.json"
+# What a run may be resumed with differently: where it runs, not what it computes.
+RESOURCES = ("num_workers", "cpus_per_worker", "use_gpu", "max_failures", "samples_uri", "runs_uri")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Decoded samples in Ray's object store.
+
+    Attributes:
+        train: columns of `samples.load_pixels`.
+        val: the same.
+        manifest: of the samples.
+        mean_points: (num_points, 2) mean of the train labels, unit frame.
+        floor: the score of mean_points on val.
+    """
+
+    train: ray.data.Dataset
+    val: ray.data.Dataset
+    manifest: dict[str, Any]
+    mean_points: NDArray[np.float64]
+    floor: dict[str, Any]
+
+
+def load_data(config: TrainConfig) -> TrainingData:
+    """Decodes both splits; ValueError where one is empty, has no label for the task, or does not fit into the object store."""
+    task = TASKS[config.task]
+    samples_uri = storage.resolve_uri(config.samples_uri)
+    manifest = samples.read_manifest(samples_uri)
+    needed = (manifest["rows"]["train"] + manifest["rows"]["val"]) * 3 * manifest["size"] ** 2
+    store = ray.cluster_resources().get("object_store_memory", 0.0)
+    if needed > 0.8 * store:
+        raise ValueError(
+            f"the decoded samples take {needed / 2**30:.1f} GiB, the cluster's object store holds {store / 2**30:.1f} GiB "
+            "and must keep a fifth free; "
+            "use smaller crops, more nodes, or start Ray with a larger --object-store-memory"
+        )
+    datasets = [samples.load_pixels(samples_uri, split).materialize() for split in ("train", "val")]
+    train_labels, val_labels = (_collect_labels(dataset) for dataset in datasets)
+    truth = task.truth(train_labels) / manifest["size"]
+    if not np.isfinite(truth).any(axis=(0, 2)).all():
+        raise ValueError(f"the train split of {samples_uri} has no label for some points of the task {config.task!r}")
+    mean_points = np.nanmean(truth, axis=0)
+    pixels = np.broadcast_to(mean_points * manifest["size"], task.truth(val_labels).shape)
+    floor = task.evaluate(transform(val_labels["crop_to_image"], pixels), val_labels)
+    if not floor.num_scored:
+        raise ValueError(f"the val split of {samples_uri} has nothing to score for the task {config.task!r}")
+    return TrainingData(datasets[0], datasets[1], manifest, mean_points, floor.summary())
+
+
+def _collect_labels(dataset: ray.data.Dataset) -> dict[str, NDArray[Any]]:
+    tables = [table.drop_columns(["pixels"]) for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow")]
+    return samples.label_arrays(pa.concat_tables(tables))
+
+
+def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+    """Trains, or goes on where a run of this name stopped, or hands out the result of one that is complete.
+
+    Args:
+        config: what to do.
+        data: decoded samples, where they are there already.
+        callbacks: Ray Train's.
+
+    Returns:
+        The result as written to `result.json`.
+
+    Raises:
+        ValueError: a name that is taken by other settings, an unknown model, no samples, too small a cluster.
+    """
+    runs_uri = storage.resolve_uri(config.runs_uri)
+    run_uri = storage.join_uri(runs_uri, config.name)
+    settings = describe_config(config)
+    if storage.exists(storage.join_uri(run_uri, storage.SUCCESS)):
+        claim_folder(run_uri, settings)
+        logger.warning("run %s is complete; its result is read, nothing is trained", run_uri)
+        return storage.read_json(storage.join_uri(run_uri, RESULT_FILE))
+    cluster.require(
+        f"training with {config.num_workers} workers",
+        cpus=config.num_workers * config.cpus_per_worker,
+        gpus=config.num_workers * config.use_gpu,
+        hint="change --num-workers, --cpus-per-worker or --use-gpu",
+    )
+    data = data or load_data(config)
+    torch.manual_seed(config.seed)
+    # Built here first: a wrong name or weights file is found before the folder is taken and workers start.
+    model = build_model(
+        ModelConfig(
+            **{name: getattr(config, name) for name in ("task", "model", "regression_head", "feature_stride")},
+            size=data.manifest["size"],
+            framing=data.manifest["framing"],
+            mean_points=data.mean_points.tolist(),
+            samples_fingerprint=storage.fingerprint(data.manifest),
+        )
+    )
+    report = load_weights(model, config.weights)
+    if config.weights:
+        print(
+            f"weights: {len(report.loaded)} tensors loaded; missing {report.missing or 'none'}; unused {report.unused or 'none'}",
+            flush=True,
+        )
+    claim_folder(run_uri, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, os.path.join(folder, MODEL_FILE))
+        initial = ray.put(storage.read_bytes(os.path.join(folder, MODEL_FILE)))
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"config": dataclasses.asdict(config), "initial": initial},
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=config.use_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=config.name,
+            storage_path=runs_uri,
+            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="objective", checkpoint_score_order="max"),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            callbacks=list(callbacks),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+        datasets={"train": data.train, "val": data.val},
+        # Every worker sees all rows and picks its own: Ray's even split would drop the rest.
+        dataset_config=DataConfig(datasets_to_split=[]),
+    )
+    fitted = trainer.fit()
+    return _finish(config, run_uri, data, fitted)
+
+
+def describe_config(config: TrainConfig) -> dict[str, Any]:
+    """The config as the run folder keeps it, with the samples that it stands on."""
+    manifest = samples.read_manifest(storage.resolve_uri(config.samples_uri))
+    return {**dataclasses.asdict(config), "weights": list(config.weights), "samples_fingerprint": storage.fingerprint(manifest)}
+
+
+def claim_folder(run_uri: str, wanted: dict[str, Any]) -> None:
+    """Writes `wanted` as the config of the folder; ValueError where it belongs to another one already."""
+    uri = storage.join_uri(run_uri, CONFIG_FILE)
+    if storage.exists(uri):
+        older = storage.read_json(uri)
+        names = [name for name in wanted if older.get(name) != wanted[name] and name not in RESOURCES]
+        if names:
+            text = "; ".join(f"{name} was {older.get(name)!r}, now {wanted[name]!r}" for name in names)
+            raise ValueError(f"the run {run_uri} exists with other settings ({text}); choose another --name")
+    storage.write_json(uri, wanted)
+
+
+def _finish(config: TrainConfig, run_uri: str, data: TrainingData, fitted: ray.train.Result) -> dict[str, Any]:
+    """Makes the run folder explain itself: the best weights, the history, the versions; the marker comes last."""
+    best, metrics = max(fitted.best_checkpoints, key=lambda pair: pair[1]["objective"])
+    with best.as_directory() as folder:
+        model_data = storage.read_bytes(os.path.join(folder, MODEL_FILE))
+    with cast(Checkpoint, fitted.checkpoint).as_directory() as folder:
+        history = storage.read_json(os.path.join(folder, HISTORY_FILE))
+    storage.write_bytes(storage.join_uri(run_uri, MODEL_FILE), model_data)
+    storage.write_json(storage.join_uri(run_uri, HISTORY_FILE), history)
+    result = {
+        "run_uri": run_uri,
+        "model_id": storage.sha256(model_data),
+        "best_epoch": metrics["epoch"],
+        "val": {name: value for name, value in metrics.items() if name.startswith("val_")},
+        "floor": data.floor,
+        "samples": {name: data.manifest[name] for name in ("framing", "people", "size", "rows")},
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("posepipe", "ray", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
+        },
+    }
+    storage.write_json(storage.join_uri(run_uri, RESULT_FILE), result)
+    storage.write_bytes(storage.join_uri(run_uri, storage.SUCCESS), b"")
+    return result
+
+
+def describe(result: dict[str, Any]) -> str:
+    """What a run reached, for people."""
+    lines = [
+        f"best epoch {result['best_epoch']}, on {result['val']['val_num_people']} validation people (mean of the train labels: the floor)"
+    ]
+    for name, floor in result["floor"].items():
+        if not name.startswith("num_") and floor is not None:
+            lines.append(f"  {name:18} {100 * result['val'][f'val_{name}']:6.2f} %   floor {100 * floor:6.2f} %")
+    return "\n".join([*lines, f"checkpoint: {result['run_uri']}"])
