@@ -102,8 +102,8 @@ class TrainConfig:
     """How it is regressed: direct (linear, unit frame), paper (ReLU outputs in crop px) or heatmap (a map per point)."""
     feature_stride: int = 32
     """Cut a timm backbone at the last stage with at most this stride."""
-    weights: tuple[str, ...] = ()
-    """Where the backbone starts: nothing (random), `imagenet` (timm's download) or URIs of state dicts, loaded in this order."""
+    weights: tuple[str, ...] = ("none",)
+    """Where the backbone starts: none (random), imagenet (timm's download) or URIs of state dicts, loaded in this order."""
     freeze_norm: bool = False
     """Keep the backbone's BatchNorm statistics as loaded."""
     missing_joints: MissingJoints = "mask"
@@ -161,7 +161,9 @@ class TuneConfig:
         _check_choices(self)
         _check_at_least(self, num_trials=1, max_concurrent_trials=0)
         for text in self.search:
-            parse_search(text)
+            name, _, values = parse_search(text)
+            for value in values:
+                dataclasses.replace(self.train, **{name: value})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,8 +308,11 @@ def parse_search(text: str) -> tuple[str, str, tuple[Any, ...]]:
         low_high = values.split(",")
         if len(low_high) != 2:
             raise ValueError(f"{text!r}: expected {kind}:LOW,HIGH")
+    if field_type is bool:
+        for value in values.split(","):
+            check_choice(f"value of {name}", value, ("true", "false"))
     try:
-        parsed = tuple(yaml.safe_load(value) if field_type is bool else field_type(value) for value in values.split(","))
+        parsed = tuple(value == "true" if field_type is bool else field_type(value) for value in values.split(","))
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}") from error
     if kind.endswith("uniform") and not 0 < parsed[0] < parsed[1]:

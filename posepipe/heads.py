@@ -16,6 +16,13 @@ def masked_sum(values: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(is_valid, values, torch.zeros_like(values)).sum(), is_valid.sum()
 
 
+def squared_error(output: Tensor, target: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
+    """The `masked_sum` of the mean of squares over x and y; points (N, K, 2)."""
+    # A NaN under the mask would leave the sum but not the gradient, which is 0 * NaN there.
+    target = torch.where(is_valid[..., None], target, torch.zeros_like(target))
+    return masked_sum((output - target).square().mean(dim=-1), is_valid)
+
+
 class DirectHead(nn.Module):
     """Global average, one linear layer, mean squared error in the unit frame (coordinates / size)."""
 
@@ -29,7 +36,7 @@ class DirectHead(nn.Module):
         return self.linear(pooled).float().view(-1, self.num_points, 2)
 
     def loss(self, output: Tensor, target: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
-        return masked_sum((output - target / self.size).square().mean(dim=-1), is_valid)
+        return squared_error(output, target / self.size, is_valid)
 
     def decode(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         return output * self.size, None
@@ -42,7 +49,7 @@ class PaperHead(DirectHead):
         return F.relu(super().forward(features))
 
     def loss(self, output: Tensor, target: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
-        return masked_sum((output - target).square().mean(dim=-1), is_valid)
+        return squared_error(output, target, is_valid)
 
     def decode(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         return output, None
@@ -61,7 +68,7 @@ class HeatmapHead(nn.Module):
 
     def __init__(self, num_features: int, num_points: int, size: int, stride: int) -> None:
         super().__init__()
-        width = min(256, num_features // 4)
+        width = min(256, max(64, num_features // 4))
         layers: list[nn.Module] = []
         while stride > self.STRIDE:
             layers += [

@@ -64,7 +64,7 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     """Reads size, format and orientation without decoding.
 
     Raises:
-        ImageError: empty, not_an_image, too_large or corrupt.
+        ImageError: empty, not_an_image, too_large, truncated or corrupt.
     """
     if not data:
         raise ImageError("empty", "0 bytes")
@@ -74,17 +74,23 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
-            orientation = image.getexif().get(0x0112, 1)
+            # PNG's own getexif decodes the whole picture first.
+            orientation = Image.Image.getexif(image).get(0x0112, 1)
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from error
     except Image.UnidentifiedImageError as error:
         raise ImageError("not_an_image", f"{len(data)} bytes that start with {data[:16]!r}") from error
     except Exception as error:  # Pillow's plugins raise whatever they stumble over; the row carries it.
-        raise ImageError("corrupt", f"{type(error).__name__}: {error}") from error
+        raise _decoder_error(error) from error
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError("too_large", f"{width} x {height} pixels, the limit is {max_pixels}")
     return Header(width, height, image.format or "", image.mode, orientation if orientation in range(1, 9) else 1)
+
+
+def _decoder_error(error: Exception) -> ImageError:
+    status = "truncated" if "truncated" in str(error).lower() else "corrupt"
+    return ImageError(status, f"{type(error).__name__}: {error}")
 
 
 def crop(data: bytes, header: Header, crop_to_image: FloatArray, size: int) -> NDArray[np.uint8]:
@@ -109,7 +115,8 @@ def crop(data: bytes, header: Header, crop_to_image: FloatArray, size: int) -> N
     corners = transform(crop_to_image, [(-0.5, -0.5), (size - 0.5, size - 0.5)]) + 0.5
     box_min, box_max = corners.min(axis=0), corners.max(axis=0)
     pixels = decode(data, header, size / (box_max - box_min))
-    scale = np.array([pixels.shape[1] / header.width, pixels.shape[0] / header.height])
+    # libjpeg scales by whole eighths and rounds the size up: the ratio of the sizes would stretch the picture by up to a pixel.
+    scale = np.array([8 * pixels.shape[1] // header.width, 8 * pixels.shape[0] // header.height]) / 8
     upright = _resize_box(pixels, box_min * scale, box_max * scale, size)
     if is_turned:
         upright = upright.transpose(1, 0, 2)
@@ -121,7 +128,9 @@ def decode(data: bytes, header: Header, min_scale: FloatArray) -> NDArray[np.uin
     """Decodes to (H, W, 3) uint8 RGB at the smallest scale the format offers that is at least `min_scale` (x, y), at most 1."""
     if header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L"):
         # A crop of 220 px from 400 px needs half the picture's resolution, wherever in the picture it lies.
-        min_width, min_height = (math.ceil(n * min(s, 1.0)) for n, s in zip((header.width, header.height), min_scale, strict=True))
+        min_width, min_height = (
+            math.ceil(round(n * min(s, 1.0), 6)) for n, s in zip((header.width, header.height), min_scale, strict=True)
+        )
         try:
             return simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width)
         except ValueError as error:
@@ -141,8 +150,7 @@ def _decode_any(data: bytes) -> NDArray[np.uint8]:
             image = Image.open(io.BytesIO(data))
             image.load()
     except Exception as error:  # As above: whatever the plugin raises is a fact about the image.
-        status = "truncated" if "truncated" in str(error).lower() else "corrupt"
-        raise ImageError(status, f"{type(error).__name__}: {error}") from error
+        raise _decoder_error(error) from error
     if image.mode.startswith("I"):
         wide = np.asarray(image)
         if wide.min() < 0 or wide.max() > 0xFFFF:
@@ -156,6 +164,8 @@ def _decode_any(data: bytes) -> NDArray[np.uint8]:
 def _resize_box(pixels: NDArray[np.uint8], box_min: FloatArray, box_max: FloatArray, size: int) -> NDArray[np.uint8]:
     """Resizes the part box_min..box_max (x, y; edges, not centres) of pixels to size x size with an antialiasing triangle filter."""
     height, width = pixels.shape[:2]
+    # The frame of a whole picture must not leave it by a rounding error, which would draw a dark line along its border.
+    box_min, box_max = box_min.round(6), box_max.round(6)
     margin = np.ceil(np.maximum(1.0, (box_max - box_min) / size)) + 1
     left, top = np.floor(box_min - margin).astype(int)
     right, bottom = np.ceil(box_max + margin).astype(int)

@@ -71,7 +71,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config.cpus_per_worker)
-    for name in ("ray.data", "ray.train"):
+    for name in ("", "ray.data"):  # Ray Train logs each report through the root logger.
         logging.getLogger(name).setLevel(logging.WARNING)
     device = ray.train.torch.get_device()
     cache, val_cache = (SampleCache(ray.train.get_dataset_shard(name)) for name in ("train", "val"))
@@ -165,8 +165,8 @@ def _train_epoch(
         indices = batch[rank::world]
         pixels, target = cache.pixels(indices.tolist()).to(device, non_blocking=True), truth[indices].to(device)
         if config.augment:
-            generator = torch.Generator().manual_seed(hash((config.seed, epoch, step, rank)) & 0x7FFFFFFF)
-            pixels, target = augment(pixels, target, task, generator)
+            generator = torch.Generator().manual_seed(hash((config.seed, epoch, step)) & 0x7FFFFFFF)
+            pixels, target = augment(pixels, target, task, generator, place)
         is_valid = target.isfinite().all(dim=-1)
         if config.missing_joints == "zero":
             target, is_valid = torch.nan_to_num(target), torch.ones_like(is_valid)

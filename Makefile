@@ -1,0 +1,39 @@
+# `make demo` and `make test` are all a fresh clone needs: both make .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+WORK ?= work/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint unit bench clean
+
+help:
+	@echo "make demo   run the whole line on a generated data set (WORK=$(WORK); MPII=URI for a real one)"
+	@echo "make test   lint, types and all tests"
+	@echo "make bench  prepare against Ray's read_images, side by side"
+	@echo "make clean  remove .venv and work/"
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+install: .venv/installed
+
+demo: install
+	$(BIN)/python -m jobs.demo --work-uri $(WORK) $(if $(MPII),--mpii-uri $(MPII))
+
+test: lint unit
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: install
+	$(BIN)/python -m pytest -q --durations=10
+
+bench: install
+	$(BIN)/python -m benchmarks.ingest
+
+clean:
+	rm -rf .venv work

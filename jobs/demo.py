@@ -1,0 +1,17 @@
+"""all of it, on a generated MPII-shaped data set or on a real one"""
+
+from posepipe import config
+from posepipe.config import DemoConfig
+
+
+def main() -> None:
+    settings = config.parse(DemoConfig)
+    from posepipe import cluster, demo
+
+    with config.user_errors():
+        cluster.connect()
+        print(demo.describe(demo.run(settings)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""All of it, on a generated MPII-shaped data set or on a real one.
+
+Draw (or take) a data set, prepare samples, train both tasks, sweep the learning rate a little, score, draw a grid of predictions.
+"""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+
+from posepipe import mpii, preparing, scoring, storage, synthetic, training, tuning
+from posepipe.config import DemoConfig, PrepareConfig, ScoreConfig, Task, TrainConfig, TuneConfig
+from posepipe.progress import Progress
+
+GRID_FILE = "predictions.jpg"
+MODEL = "mobilenetv3_small_100"
+STRIDE = 16
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a demo made: the scores per task, as `scoring.score` returns them, the sweep's result and the minutes each stage took."""
+
+    scores: dict[str, dict[str, Any]]
+    sweep: dict[str, Any]
+    minutes: dict[str, float]
+    grid_uri: str
+    work_uri: str
+
+
+def run(config: DemoConfig) -> Outcome:
+    """Runs every stage; below the same work_uri, what is complete already is not done again."""
+    work_uri = storage.resolve_uri(config.work_uri)
+    minutes: dict[str, float] = {}
+    started = time.monotonic()
+
+    def stage(name: str) -> None:
+        nonlocal started
+        minutes[name] = (time.monotonic() - started) / 60
+        started = time.monotonic()
+
+    mpii_uri = config.mpii_uri or storage.join_uri(work_uri, "mpii")
+    if not config.mpii_uri:
+        _generate(mpii_uri, config.num_images)
+        stage("generate")
+    samples_uri = storage.join_uri(work_uri, "samples")
+    manifest = preparing.prepare(
+        PrepareConfig(mpii_uri=mpii_uri, samples_uri=samples_uri, framing="person", people="all", size=config.size)
+    )
+    print(preparing.describe(manifest, samples_uri), flush=True)
+    stage("prepare")
+    epochs: dict[Task, int] = {"pose": config.epochs, "head": max(1, config.epochs * 2 // 3)}
+    scores: dict[str, dict[str, Any]] = {}
+    predictions: list[str] = []
+    for task in epochs:
+        train_config = _train_config(config, task, epochs[task])
+        print(training.describe(training.train(train_config)), flush=True)
+        stage(f"train {task}")
+        predictions.append(storage.join_uri(work_uri, "predictions", task))
+        scores[task] = scoring.score(
+            ScoreConfig(
+                checkpoint_uri=storage.join_uri(train_config.runs_uri, task),
+                samples_uri=samples_uri,
+                predictions_uri=predictions[-1],
+                overwrite=True,
+                use_gpu=config.use_gpu,
+            )
+        )
+        stage(f"score {task}")
+    sweep_config = dataclasses.replace(_train_config(config, "head", max(1, config.epochs // 4)), name="sweep")
+    sweep = tuning.tune(TuneConfig(train=sweep_config, search=("learning_rate=grid:5e-4,3e-3", "batch_size=choice:32,64")))
+    print(tuning.describe(sweep), flush=True)
+    stage("sweep")
+    grid_uri = storage.join_uri(work_uri, GRID_FILE)
+    scoring.draw_overlays(predictions, grid_uri, 12)
+    return Outcome(scores, sweep, minutes, grid_uri, work_uri)
+
+
+def _train_config(config: DemoConfig, task: Task, epochs: int) -> TrainConfig:
+    """A small network and a map per point: what two CPU cores learn in minutes. It takes all of a small machine, 4 CPUs of a large one."""
+    work_uri = storage.resolve_uri(config.work_uri)
+    return TrainConfig(
+        samples_uri=storage.join_uri(work_uri, "samples"),
+        runs_uri=storage.join_uri(work_uri, "runs"),
+        name=task,
+        task=task,
+        model=MODEL,
+        regression_head="heatmap",
+        feature_stride=STRIDE,
+        epochs=epochs,
+        batch_size=32,
+        learning_rate=2e-3,
+        schedule="cosine",
+        augment=True,
+        cpus_per_worker=min(4, int(ray.cluster_resources()["CPU"])),
+        use_gpu=config.use_gpu,
+    )
+
+
+def _generate(mpii_uri: str, num_images: int) -> None:
+    """Draws the data set in parallel; the annotation file comes last, so what has one is complete."""
+    settings_uri = storage.join_uri(mpii_uri, "settings.json")
+    settings = {"num_images": num_images}
+    is_complete = storage.exists(storage.join_uri(mpii_uri, mpii.ANNOTATION_FILE))
+    if is_complete and storage.exists(settings_uri) and storage.read_json(settings_uri) == settings:
+        return
+    rows = ray.data.range(num_images, override_num_blocks=max(1, num_images // 25))
+    drawn = rows.map_batches(_draw, fn_args=(mpii_uri,), batch_size=25)
+    records = []
+    with Progress("generate", num_images, "pictures") as progress:
+        for row in drawn.iter_rows():
+            records.append(json.loads(row["record"]))
+            progress.update(1)
+    synthetic.write_annotations(mpii_uri, sorted(records, key=lambda record: record["name"]))
+    storage.write_json(settings_uri, settings)
+
+
+def _draw(batch: dict[str, Any], mpii_uri: str) -> dict[str, Any]:
+    return {"record": [json.dumps(synthetic.write_image(mpii_uri, int(index), SEED)) for index in batch["id"]]}
+
+
+def describe(outcome: Outcome) -> str:
+    """The table at the end, for people."""
+    lines = ["", f"{'task':6}{'people':>8}  {'measure':28}{'model':>8}{'mean pose':>11}"]
+    measures = {
+        "pose": {"pckh": "PCKh@0.5, official", "pckh_bone": "PCKh@0.5, the paper's"},
+        "head": {"head_iou_50": "head boxes with IoU >= 0.5", "head_iou": "mean IoU of the head box"},
+    }
+    for task, names in measures.items():
+        ours, floor = outcome.scores[task]["score"], outcome.scores[task]["floor"]
+        for name, text in names.items():
+            lines.append(f"{task:6}{ours['num_people']:8}  {text:28}{100 * ours[name]:7.1f}%{100 * floor[name]:10.1f}%")
+    lines += ["person framing from the labels; the mean pose of the training labels is the floor", ""]
+    spent = ", ".join(f"{name} {minutes:.1f}" for name, minutes in outcome.minutes.items())
+    lines += [f"minutes: {spent}; {sum(outcome.minutes.values()):.1f} in all"]
+    lines += [f"pictures with predictions: {outcome.grid_uri}", f"everything else: {outcome.work_uri}/{{mpii,samples,runs,predictions}}"]
+    return "\n".join(lines)

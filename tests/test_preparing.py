@@ -1,0 +1,145 @@
+"""Samples from a generated data set, on Ray Data."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from posepipe import geometry, images, mpii, preparing, samples, storage
+from posepipe.config import PrepareConfig
+
+
+def config(mpii_uri: str, samples_uri: str | Path, **changes: object) -> PrepareConfig:
+    values = {"framing": "person", "people": "all", "size": 64, "val_percent": 20, "shard_size": 16, **changes}
+    return PrepareConfig(mpii_uri=mpii_uri, samples_uri=str(samples_uri), **values)  # type: ignore[arg-type]
+
+
+def read_all(samples_uri: str | Path) -> pa.Table:
+    manifest = samples.read_manifest(str(samples_uri))
+    return pa.concat_tables([storage.read_table(storage.join_uri(str(samples_uri), item["file"])) for item in manifest["files"]])
+
+
+def test_every_usable_person_is_one_sample(person_samples: str, synthetic_mpii: str) -> None:
+    _, persons = mpii.read_annotations(synthetic_mpii)
+    expected = {f"{row['image']}#{row['person_index']}" for row in persons.to_pylist()}
+    found = read_all(person_samples)["sample_id"].to_pylist()
+    assert Counter(found) == Counter(expected)
+    assert len(expected) > 48
+
+
+def test_labels_map_back_to_the_annotation_file(person_samples: str, synthetic_mpii: str) -> None:
+    _, persons = mpii.read_annotations(synthetic_mpii)
+    truth = {f"{row['image']}#{row['person_index']}": row for row in persons.to_pylist()}
+    for row in read_all(person_samples).to_pylist():
+        crop_to_image = np.reshape(row["crop_to_image"], (2, 3))
+        joints = geometry.transform(crop_to_image, np.reshape(row["joints"], (16, 2)))
+        np.testing.assert_allclose(joints, np.reshape(truth[row["sample_id"]]["joints"], (16, 2)), atol=1e-3)
+        assert row["is_annotated"] == truth[row["sample_id"]]["is_annotated"]
+
+
+def test_test_pictures_keep_their_flag_and_have_no_labels(person_samples: str, synthetic_mpii: str) -> None:
+    table, _ = mpii.read_annotations(synthetic_mpii)
+    is_train = dict(zip(table["image"].to_pylist(), table["is_train"].to_pylist(), strict=True))
+    rows = read_all(person_samples).to_pylist()
+    assert all((row["split"] == "test") == (not is_train[row["image"]]) for row in rows)
+    tests = [row for row in rows if row["split"] == "test"]
+    assert tests
+    assert not any(any(row["is_annotated"]) or row["head_box"] for row in tests)
+    assert {row["split"] for row in rows} == {"train", "val", "test"}
+
+
+def test_a_second_run_writes_the_same_bytes(person_samples: str, synthetic_mpii: str, tmp_path: Path) -> None:
+    again = preparing.prepare(config(synthetic_mpii, tmp_path))
+    first = samples.read_manifest(person_samples)
+    assert [item["sha256"] for item in again["files"]] == [item["sha256"] for item in first["files"]]
+    for item in again["files"]:
+        assert storage.sha256((tmp_path / item["file"]).read_bytes()) == item["sha256"]
+
+
+def test_samples_of_other_settings_are_not_mixed(ray_session: None, synthetic_mpii: str, tmp_path: Path) -> None:
+    preparing.prepare(config(synthetic_mpii, tmp_path))
+    with pytest.raises(ValueError, match=r"framing was 'person', now 'image'.*--overwrite"):
+        preparing.prepare(config(synthetic_mpii, tmp_path, framing="image"))
+    assert set(read_all(tmp_path)["framing"].to_pylist()) == {"person"}
+    manifest = preparing.prepare(config(synthetic_mpii, tmp_path, framing="image", shard_size=48, overwrite=True))
+    assert set(read_all(tmp_path)["framing"].to_pylist()) == {"image"}
+    on_disk = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("part-*")}
+    assert on_disk == {item["file"] for item in manifest["files"]}
+
+
+def test_bad_and_missing_pictures_become_rows_of_the_errors_table(ray_session: None, synthetic_mpii: str, tmp_path: Path) -> None:
+    damaged = tmp_path / "mpii"
+    shutil.copytree(synthetic_mpii, damaged)
+    pictures = damaged / "images"
+    (pictures / "000000001.jpg").write_bytes(b"")
+    (pictures / "000000002.jpg").write_bytes(b"<html>404</html>")
+    whole = (pictures / "000000003.jpg").read_bytes()
+    (pictures / "000000003.jpg").write_bytes(whole[: len(whole) // 2])
+    (pictures / "000000004.jpg").unlink()
+    manifest = preparing.prepare(config(str(damaged), tmp_path / "samples"))
+    errors = storage.read_table(str(tmp_path / "samples" / samples.ERRORS_FILE)).to_pylist()
+    statuses = {row["image"]: row["status"] for row in errors}
+    assert statuses == {"000000001.jpg": "empty", "000000002.jpg": "not_an_image", "000000003.jpg": "truncated", "000000004.jpg": "missing"}
+    _, persons = mpii.read_annotations(str(damaged))
+    assert sum(manifest["rows"].values()) + len(errors) == persons.num_rows
+    assert sum(manifest["errors"].values()) == len(errors)
+
+
+def test_nothing_usable_is_an_error(ray_session: None, synthetic_mpii: str, tmp_path: Path) -> None:
+    empty = tmp_path / "mpii"
+    empty.mkdir()
+    shutil.copy(Path(synthetic_mpii) / mpii.ANNOTATION_FILE, empty)
+    with pytest.raises(ValueError, match=r"none of \d+ people could be used: \{'missing': \d+\}"):
+        preparing.prepare(config(str(empty), tmp_path / "samples"))
+    with pytest.raises(ValueError, match="no complete samples"):
+        samples.read_manifest(str(tmp_path / "samples"))
+
+
+@pytest.mark.parametrize("kind", ["text", "json"])
+def test_a_validation_list_decides_the_split(ray_session: None, synthetic_mpii: str, tmp_path: Path, kind: str) -> None:
+    names = ["000000000.jpg", "000000007.jpg"]
+    listed = tmp_path / f"valid.{kind}"
+    listed.write_text("\r\n".join(names) + "\n" if kind == "text" else json.dumps([{"image": name, "joints": []} for name in names]))
+    preparing.prepare(config(synthetic_mpii, tmp_path / "samples", val_list=str(listed)))
+    rows = read_all(tmp_path / "samples").to_pylist()
+    assert {row["image"] for row in rows if row["split"] == "val"} == set(names)
+
+
+def test_a_validation_list_of_another_data_set_is_refused(ray_session: None, synthetic_mpii: str, tmp_path: Path) -> None:
+    (tmp_path / "val.txt").write_text("elsewhere.jpg\n")
+    with pytest.raises(ValueError, match="none of the 1 names"):
+        preparing.prepare(config(synthetic_mpii, tmp_path / "samples", val_list=str(tmp_path / "val.txt")))
+
+
+def test_single_takes_only_pictures_with_one_person(ray_session: None, synthetic_mpii: str, tmp_path: Path) -> None:
+    preparing.prepare(config(synthetic_mpii, tmp_path, people="single", framing="image"))
+    taken = read_all(tmp_path)["image"].to_pylist()
+    _, persons = mpii.read_annotations(synthetic_mpii)
+    counts = Counter(persons["image"].to_pylist())
+    assert sorted(taken) == sorted(name for name, count in counts.items() if count == 1)
+    assert max(counts.values()) > 1
+
+
+def test_the_annotation_file_is_parsed_once(ray_session: None, synthetic_mpii: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preparing.prepare(config(synthetic_mpii, tmp_path))
+    monkeypatch.setattr(mpii, "parse_annotations", lambda *_: pytest.fail("parsed again"))
+    preparing.prepare(config(synthetic_mpii, tmp_path))
+
+
+def test_the_crop_holds_the_person(person_samples: str) -> None:
+    rows = [row for row in read_all(person_samples).to_pylist() if all(row["is_annotated"])]
+    inside = [np.mean((np.asarray(row["joints"]) >= 0) & (np.asarray(row["joints"]) <= 63)) for row in rows]
+    assert np.mean(inside) > 0.95
+    assert images.decode_jpeg(rows[0]["crop"]).shape == (64, 64, 3)
+
+
+def test_inventory_counts_without_reading_pictures(synthetic_mpii: str, tmp_path: Path) -> None:
+    copy = tmp_path / "mpii"
+    shutil.copytree(synthetic_mpii, copy)
+    (copy / "images" / "000000000.jpg").unlink()
+    found = preparing.inventory(PrepareConfig(mpii_uri=str(copy), dry_run=True))
+    assert (found["images"], found["train"] + found["test"], found["images_missing"]) == (48, 48, 1)
