@@ -17,7 +17,7 @@ from posepipe.config import DemoConfig, PrepareConfig, ScoreConfig, Task, TrainC
 from posepipe.progress import Progress
 
 GRID_FILE = "predictions.jpg"
-MODEL = "mobilenetv3_small_100"
+MODEL = "resnet10t"
 STRIDE = 16
 SEED = 0
 
@@ -54,7 +54,7 @@ def run(config: DemoConfig) -> Outcome:
     )
     print(preparing.describe(manifest, samples_uri), flush=True)
     stage("prepare")
-    epochs: dict[Task, int] = {"pose": config.epochs, "head": max(1, config.epochs * 2 // 3)}
+    epochs: dict[Task, int] = {"pose": config.epochs, "head": config.epochs - 1}
     scores: dict[str, dict[str, Any]] = {}
     predictions: list[str] = []
     for task in epochs:
@@ -94,7 +94,7 @@ def _train_config(config: DemoConfig, task: Task, epochs: int) -> TrainConfig:
         feature_stride=STRIDE,
         epochs=epochs,
         batch_size=32,
-        learning_rate=2e-3,
+        learning_rate=3e-3,
         schedule="cosine",
         augment=True,
         cpus_per_worker=min(4, int(ray.cluster_resources()["CPU"])),

@@ -105,7 +105,9 @@ class HeatmapHead(nn.Module):
         axis = torch.arange(num_cells, device=output.device)
         weights = probability.view_as(output)
         for dim, at in ((-2, peak // num_cells), (-1, peak % num_cells)):
-            is_near = (axis - at[..., None]).abs() <= self.WINDOW
+            # A window cut off by the border would pull the centroid inwards, so it is as narrow on the other side.
+            reach = torch.minimum(at, num_cells - 1 - at).clamp_max(self.WINDOW)
+            is_near = (axis - at[..., None]).abs() <= reach[..., None]
             weights = weights * (is_near[..., :, None] if dim == -2 else is_near[..., None, :])
         mass = weights.sum(dim=(-2, -1))
         coordinates = axis.to(output.dtype)

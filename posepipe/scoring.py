@@ -4,7 +4,6 @@ A shard of inputs flows through a CPU task that reads and decodes it, and throug
 fixed name. `_MANIFEST.json` and then `_SUCCESS` come last; readers go by the manifest alone.
 """
 
-import dataclasses
 import json
 import logging
 import pickle
@@ -17,43 +16,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
-import torch
-from numpy.typing import NDArray
 
-from posepipe import cluster, geometry, images, metrics, overlays, samples, storage
+from posepipe import cluster, overlays, samples, storage
 from posepipe.config import ScoreConfig
-from posepipe.models import ModelConfig, load_model, read_model_config
+from posepipe.models import ModelConfig, read_model_config
+from posepipe.predicting import Predictor, ShardReader
 from posepipe.progress import Progress
-from posepipe.skeleton import NUM_JOINTS, PCKH_JOINTS
-from posepipe.tasks import TASKS, Score, head_box_image, pose_errors
+from posepipe.skeleton import NUM_JOINTS
+from posepipe.tasks import Score
 
 logger = logging.getLogger(__name__)
 
 SUMMARY_FILE = "summary.json"
 OVERLAYS_FILE = "overlays.jpg"
-
-PREDICTION = pa.schema(
-    [
-        pa.field("sample_id", pa.string(), metadata={"doc": "of the sample, or the URI of the picture"}),
-        pa.field("uri", pa.string(), metadata={"doc": "of the picture"}),
-        pa.field("split", pa.string(), metadata={"doc": "of the sample, or null"}),
-        pa.field("task", pa.string(), metadata={"doc": "head or pose"}),
-        pa.field("framing", pa.string(), metadata={"doc": "what the model saw: image, or person (from the label)"}),
-        pa.field("status", pa.string(), metadata={"doc": "ok, or what was wrong: one of posepipe.images.STATUSES"}),
-        pa.field("detail", pa.string(), metadata={"doc": "what was found, empty where ok"}),
-        pa.field("width", pa.int32(), metadata={"doc": "image px as stored, or null"}),
-        pa.field("height", pa.int32(), metadata={"doc": "image px as stored, or null"}),
-        pa.field("head_box", pa.list_(pa.float32(), 4), metadata={"doc": "x1, y1, x2, y2 in image px, or null"}),
-        pa.field("joints", pa.list_(pa.float32(), 2 * NUM_JOINTS), metadata={"doc": "x, y in image px, or null"}),
-        pa.field("confidence", pa.list_(pa.float32()), metadata={"doc": "[0, 1]: 16 of the pose, 1 of the head box; null where unknown"}),
-        pa.field("joint_error", pa.list_(pa.float32(), NUM_JOINTS), metadata={"doc": "distance / head_size; null where not annotated"}),
-        pa.field("pckh", pa.float32(), metadata={"doc": "official, share of the person's labelled joints of the 14 within 0.5; or null"}),
-        pa.field("pckh_bone", pa.float32(), metadata={"doc": "the paper's, over the labelled joints of all 16; or null"}),
-        pa.field("head_iou", pa.float32(), metadata={"doc": "with the labelled head box, or null"}),
-        pa.field("model_id", pa.string(), metadata={"doc": "sha256 of the checkpoint"}),
-        pa.field("run_id", pa.string(), metadata={"doc": "name of the scoring run"}),
-    ]
-)
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
@@ -80,8 +55,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     work = [{"shard": index, "spec": json.dumps(shard)} for index, shard in enumerate(shards)]
     dataset = (
         ray.data.from_items(work, override_num_blocks=len(work))
-        # Ray fuses a task into the actor behind it where their resources agree; spread out, shards are read beside the actor.
-        .map(_ShardReader(model_config.size), num_cpus=1, scheduling_strategy="SPREAD")
+        # Ray fuses a task into the actor behind it where resources and strategy agree; as it is, shards are read beside the actor.
+        .map(ShardReader(model_config.size), num_cpus=1, scheduling_strategy="SPREAD")
         .map(
             Predictor,
             fn_constructor_args=(
@@ -96,6 +71,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
             compute=ray.data.ActorPoolStrategy(size=config.num_actors),
             num_cpus=config.cpus_per_actor,
             num_gpus=int(config.use_gpu),
+            # Its own: an actor that names none takes over the task's.
+            scheduling_strategy="DEFAULT",
         )
     )
     files: list[dict[str, Any]] = []
@@ -165,139 +142,6 @@ def _claim_folder(predictions_uri: str, identity: dict[str, Any], overwrite: boo
     for ending in (storage.SUCCESS, storage.MANIFEST):
         storage.delete(uri for uri in found if uri.endswith(f"/{ending}"))
     storage.delete(uri for uri in found if "/part-" in uri)
-
-
-@dataclasses.dataclass(frozen=True)
-class _ShardReader:
-    """A shard's inputs -> crops. Columns in: shard, spec. Columns out: shard, rows (pickled), pixels (the crops of the good rows)."""
-
-    size: int
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        spec = json.loads(row["spec"])
-        rows, crops = self._read_samples(spec) if "uris" not in spec else self._read_images(spec["uris"])
-        pixels = np.stack(crops) if crops else np.empty((0, self.size, self.size, 3), np.uint8)
-        return {"shard": row["shard"], "rows": pickle.dumps(rows), "pixels": pixels.tobytes()}
-
-    def _read_images(self, uris: Sequence[str]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
-        known: list[dict[str, Any]] = []
-        crops, affines = [], []
-        for uri, data in storage.read_ahead(uris):
-            row: dict[str, Any] = {"sample_id": uri, "uri": uri, "framing": "image", "status": "ok", "detail": ""}
-            try:
-                if isinstance(data, Exception):
-                    raise images.storage_error(data)
-                header = images.read_header(data)
-                row |= {"width": header.width, "height": header.height}
-                crop_to_image = geometry.frame_image(header.width, header.height, self.size, header.orientation)
-                crops.append(images.crop(data, header, crop_to_image, self.size))
-                affines.append(crop_to_image)
-            except images.ImageError as error:
-                row |= {"status": error.status, "detail": error.detail}
-            known.append(row)
-        return {"known": known, "crop_to_image": np.reshape(affines, (-1, 2, 3)), "labels": None}, crops
-
-    def _read_samples(self, spec: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
-        if "failed" in spec:
-            names = ("split", "status", "detail")
-            known = [
-                {
-                    **{name: row[name] for name in names},
-                    "sample_id": f"{row['image']}#{row['person_index']}",
-                    "uri": storage.join_uri(spec["images"], row["image"]),
-                }
-                for row in spec["failed"]
-            ]
-            return {"known": known, "crop_to_image": np.empty((0, 2, 3)), "labels": None}, []
-        table = storage.read_table(spec["samples"])
-        labels = samples.label_arrays(table)
-        known = [
-            {**row, "uri": storage.join_uri(spec["images"], row.pop("image")), "status": "ok", "detail": ""}
-            for row in table.select(["sample_id", "image", "split", "framing", "width", "height"]).to_pylist()
-        ]
-        crops = [images.decode_jpeg(crop) for crop in table["crop"].to_pylist()]
-        return {"known": known, "crop_to_image": labels["crop_to_image"], "labels": labels}, crops
-
-
-class Predictor:
-    """Holds one model. Columns in: _ShardReader's. Columns out: file, rows, sha256, statuses (JSON), scores (pickled pair, or empty)."""
-
-    def __init__(
-        self, checkpoint_uri: str, model_id: str, predictions_uri: str, run_id: str, batch_size: int, num_threads: int, use_gpu: bool
-    ) -> None:
-        torch.set_num_threads(num_threads)
-        self._model, found = load_model(checkpoint_uri)
-        if found != model_id:
-            raise RuntimeError(f"{checkpoint_uri} changed while it was scored with: model {model_id} became {found}")
-        self._device = torch.device("cuda" if use_gpu else "cpu")
-        self._model.to(self._device)
-        self._config, self._task = self._model.config, TASKS[self._model.config.task]
-        self._predictions_uri, self._batch_size = predictions_uri, batch_size
-        self._constants = {"task": self._config.task, "model_id": model_id, "run_id": run_id}
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        read = pickle.loads(row["rows"])
-        size = self._config.size
-        pixels = np.frombuffer(row["pixels"], dtype=np.uint8).reshape(-1, size, size, 3)
-        points_crop, confidence = self._predict(pixels)
-        points = geometry.transform(read["crop_to_image"], points_crop)
-        columns = self._columns(points, confidence, read["labels"])
-        good = [index for index, known in enumerate(read["known"]) if known["status"] == "ok"]
-        rows = [{**known, **self._constants} for known in read["known"]]
-        for place, index in enumerate(good):
-            rows[index] |= {name: values[place] for name, values in columns.items()}
-        name = f"part-{row['shard']:06d}.parquet"
-        sha256 = storage.write_table(storage.join_uri(self._predictions_uri, name), pa.Table.from_pylist(rows, PREDICTION))
-        statuses = Counter(known["status"] for known in read["known"])
-        scores = b"" if read["labels"] is None else pickle.dumps(self._scores(points, read["labels"]))
-        return {"file": name, "rows": len(rows), "sha256": sha256, "statuses": json.dumps(statuses), "scores": scores}
-
-    @torch.inference_mode()
-    def _predict(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        points, confidences = [np.empty((0, self._task.num_points, 2))], []
-        for start in range(0, len(pixels), self._batch_size):
-            batch = torch.tensor(pixels[start : start + self._batch_size]).permute(0, 3, 1, 2).to(self._device)
-            decoded, confidence = self._model.predict(batch)
-            points.append(decoded.double().cpu().numpy())
-            if confidence is not None:
-                confidences.append(confidence.double().cpu().numpy())
-        return np.concatenate(points), np.concatenate(confidences) if confidences else None
-
-    def _columns(
-        self, points: NDArray[np.float64], confidence: NDArray[np.float64] | None, labels: dict[str, Any] | None
-    ) -> dict[str, Any]:
-        """Values of PREDICTION's columns, one per predicted row."""
-        columns: dict[str, Any] = {}
-        if confidence is not None:
-            columns["confidence"] = confidence.mean(axis=1, keepdims=True) if self._task.is_box else confidence
-        if self._task.is_box:
-            boxes = geometry.points_to_box(points)
-            columns["head_box"] = boxes
-            if labels is not None:
-                columns["head_iou"] = _nullable(metrics.iou(boxes, head_box_image(labels)))
-            return columns
-        columns["joints"] = points.reshape(len(points), -1)
-        if labels is not None:
-            errors, bone_errors = (pose_errors(points, labels, norm) for norm in ("head_size", "head_bone"))
-            columns["joint_error"] = [_nullable(row) for row in errors]
-            columns["pckh"] = _nullable(_share_within(errors[:, PCKH_JOINTS]))
-            columns["pckh_bone"] = _nullable(_share_within(bone_errors))
-        return columns
-
-    def _scores(self, points: NDArray[np.float64], labels: dict[str, Any]) -> tuple[Score, Score]:
-        """The score of the predictions, and that of the mean pose of the model's training samples."""
-        mean = np.broadcast_to(np.asarray(self._config.mean_points) * self._config.size, points.shape)
-        return self._task.evaluate(points, labels), self._task.evaluate(geometry.transform(labels["crop_to_image"], mean), labels)
-
-
-def _share_within(errors: NDArray[np.float64], threshold: float = 0.5) -> NDArray[np.float64]:
-    """(N,) share of the finite or missed errors that are within the threshold; NaN where nothing is labelled."""
-    labelled = (~np.isnan(errors)).sum(axis=1)
-    return np.where(labelled > 0, (errors <= threshold).sum(axis=1) / np.maximum(labelled, 1), np.nan)
-
-
-def _nullable(values: NDArray[np.float64]) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def _summarise(

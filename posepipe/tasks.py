@@ -30,7 +30,7 @@ class PoseScore:
 
     @property
     def num_scored(self) -> int:
-        return int(self.official.labelled.sum())
+        return self.official.num_joints
 
     @property
     def objective(self) -> float:
@@ -54,12 +54,16 @@ class HeadScore:
 
     boxes: metrics.BoxCounts
 
+    @property
+    def num_people(self) -> int:
+        return self.boxes.num_boxes
+
     def __add__(self, other: "HeadScore") -> "HeadScore":
         return HeadScore(self.boxes + other.boxes)
 
     @property
     def num_scored(self) -> int:
-        return self.boxes.num_boxes
+        return self.num_people
 
     @property
     def objective(self) -> float:
@@ -68,7 +72,7 @@ class HeadScore:
 
     def summary(self) -> dict[str, Any]:
         return {
-            "num_people": self.boxes.num_boxes,
+            "num_people": self.num_people,
             "head_iou": self.boxes.mean_iou,
             "head_iou_50": self.boxes.iou_at_50,
             "head_iou_75": self.boxes.iou_at_75,

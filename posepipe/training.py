@@ -129,7 +129,7 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
         )
     )
     report = load_weights(model, config.weights)
-    if config.weights:
+    if report.loaded:
         print(
             f"weights: {len(report.loaded)} tensors loaded; missing {report.missing or 'none'}; unused {report.unused or 'none'}",
             flush=True,

@@ -1,9 +1,15 @@
 """Fixtures that more than one test file uses."""
 
+import contextlib
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Tiny networks on a shared machine: torch's threads would wait for one another four times as long as they compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -15,28 +21,48 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """moto's S3 server; the variables that reach it are set for this process and the Ray workers that start after it."""
+@contextlib.contextmanager
+def moto_server() -> Iterator[str]:
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@contextlib.contextmanager
+def ceph_server(folder: Path) -> Iterator[str]:
+    script = Path(__file__).resolve().parents[2] / "shared" / "tools" / "ceph_rgw_local.sh"
+    if not script.is_file():
+        pytest.skip(f"POSEPIPE_CEPH=1, but there is no {script}")
+    subprocess.run(["bash", script, "start", folder], check=True, timeout=600)
+    try:
+        yield "http://127.0.0.1:7480"
+    finally:
+        subprocess.run(["bash", script, "stop", folder], check=True, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server; the variables that reach it are set for this process and the Ray workers that start after it.
+
+    It is moto's, which takes any signature, or with POSEPIPE_CEPH=1 a real one: Ceph's, from Debian packages that are only unpacked.
+    """
     values = {
-        "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "testkey",
         "AWS_SECRET_ACCESS_KEY": "testsecret",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in values.items():
+    is_ceph = os.environ.get("POSEPIPE_CEPH") == "1"
+    server = ceph_server(tmp_path_factory.mktemp("ceph")) if is_ceph else moto_server()
+    with pytest.MonkeyPatch.context() as patch, server as endpoint:
+        for name, value in {**values, "AWS_ENDPOINT_URL": endpoint}.items():
             patch.setenv(name, value)
         yield endpoint
-    server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -63,12 +89,12 @@ def synthetic_mpii(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def person_samples(ray_session: None, synthetic_mpii: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Person-framed samples of `synthetic_mpii`, 64 px, a fifth for validation."""
+    """Person-framed samples of `synthetic_mpii`, 64 px, a quarter for validation."""
     from posepipe import preparing
     from posepipe.config import PrepareConfig
 
     uri = str(tmp_path_factory.mktemp("samples"))
     preparing.prepare(
-        PrepareConfig(mpii_uri=synthetic_mpii, samples_uri=uri, framing="person", people="all", size=64, val_percent=20, shard_size=16)
+        PrepareConfig(mpii_uri=synthetic_mpii, samples_uri=uri, framing="person", people="all", size=64, val_percent=25, shard_size=16)
     )
     return uri

@@ -14,7 +14,7 @@ from posepipe.config import PrepareConfig
 
 
 def config(mpii_uri: str, samples_uri: str | Path, **changes: object) -> PrepareConfig:
-    values = {"framing": "person", "people": "all", "size": 64, "val_percent": 20, "shard_size": 16, **changes}
+    values = {"framing": "person", "people": "all", "size": 64, "val_percent": 25, "shard_size": 16, **changes}
     return PrepareConfig(mpii_uri=mpii_uri, samples_uri=str(samples_uri), **values)  # type: ignore[arg-type]
 
 
@@ -124,7 +124,9 @@ def test_single_takes_only_pictures_with_one_person(ray_session: None, synthetic
     assert max(counts.values()) > 1
 
 
-def test_the_annotation_file_is_parsed_once(ray_session: None, synthetic_mpii: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_annotation_file_is_parsed_once(
+    ray_session: None, synthetic_mpii: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     preparing.prepare(config(synthetic_mpii, tmp_path))
     monkeypatch.setattr(mpii, "parse_annotations", lambda *_: pytest.fail("parsed again"))
     preparing.prepare(config(synthetic_mpii, tmp_path))

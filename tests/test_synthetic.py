@@ -10,9 +10,12 @@ from PIL import Image
 from scipy.io import loadmat
 
 from posepipe import mpii
-from posepipe.figure import ACTIVITIES, Brush, Look, draw_figure, sample_figure, sample_look, seen_on
+from posepipe.figure import ACTIVITIES, Look, sample_figure, sample_look, seen_on
+from posepipe.mpii import ANNOTATION_FILE
+from posepipe.painting import Brush, draw_figure
+from posepipe.scene import SyntheticImage, draw_image, head_box
 from posepipe.skeleton import HEAD_TOP, JOINT, LEFT_RIGHT_PAIRS, NUM_JOINTS, UPPER_NECK
-from posepipe.synthetic import ANNOTATION_FILE, TEST_EVERY, SyntheticImage, draw_image, head_box, write_annotations, write_image
+from posepipe.synthetic import TEST_EVERY, write_annotations, write_image
 
 ENDS = [UPPER_NECK, HEAD_TOP]
 

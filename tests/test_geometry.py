@@ -1,0 +1,110 @@
+"""geometry.py: framings worked by hand, round trips, EXIF orientations as Pillow understands them."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from posepipe.geometry import frame_image, frame_person, invert, points_to_box, transform
+
+ORIENTATIONS = range(1, 9)
+
+
+def edges(size):
+    """The outer corners of a size x size crop: half a pixel beyond the centres of its corner pixels."""
+    return np.array([(-0.5, -0.5), (size - 0.5, size - 0.5)])
+
+
+# Image framing
+
+
+def test_edges_of_the_crop_lie_on_the_edges_of_the_picture():
+    affine = frame_image(640, 480, 220)
+    np.testing.assert_allclose(transform(affine, edges(220)), [(-0.5, -0.5), (639.5, 479.5)], atol=1e-9)
+
+
+def test_image_framing_by_hand():
+    # 2 image px per crop px across, 1 down: crop pixel 0 covers image columns 0 and 1, whose middle is 0.5.
+    np.testing.assert_allclose(frame_image(8, 4, 4), [[2, 0, 0.5], [0, 1, 0]], atol=1e-12)
+
+
+def test_a_picture_of_the_crops_size_stays_where_it_is():
+    np.testing.assert_allclose(frame_image(220, 220, 220), [[1, 0, 0], [0, 1, 0]], atol=1e-9)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_every_orientation_covers_the_whole_picture(orientation):
+    corners = transform(frame_image(30, 20, 7, orientation), edges(7))
+    np.testing.assert_allclose(points_to_box(corners), [-0.5, -0.5, 29.5, 19.5], atol=1e-9)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_orientations_agree_with_exif_transpose(orientation):
+    # Each stored pixel holds its own address, so that Pillow's upright picture says where every pixel came from.
+    width, height = 5, 3
+    addresses = np.arange(width * height, dtype=np.uint8).reshape(height, width)
+    stored = Image.fromarray(addresses)
+    stored.getexif()[0x0112] = orientation
+    upright = np.asarray(ImageOps.exif_transpose(stored))
+    up_height, up_width = upright.shape
+    # frame_image makes squares: scale the upright picture's pixel centres to its crop.
+    size = 60
+    y, x = np.mgrid[:up_height, :up_width]
+    centres = np.stack([(x + 0.5) * size / up_width - 0.5, (y + 0.5) * size / up_height - 0.5], axis=-1)
+    column, row = np.moveaxis(transform(frame_image(width, height, size, orientation), centres), -1, 0)
+    np.testing.assert_allclose(row * width + column, upright, atol=1e-9)
+
+
+# Person framing
+
+
+def test_person_framing_by_mpiis_numbers():
+    # side = 1.25 * 200 * 2 = 500 px, centre = (300, 200 + 15 * 2).
+    affine = frame_person((300, 200), 2.0, 250)
+    np.testing.assert_allclose(affine[:, :2], [[2, 0], [0, 2]])
+    np.testing.assert_allclose(transform(affine, edges(250)), [(50, -20), (550, 480)], atol=1e-9)
+
+
+def test_the_middle_of_a_person_crop_is_15_scales_below_objpos():
+    np.testing.assert_allclose(transform(frame_person((10.5, 20.25), 0.8, 64), [31.5, 31.5]), [10.5, 20.25 + 12])
+
+
+def test_pckh_at_half_a_head_is_five_percent_of_the_side():
+    # MPII's scale is 0.6 x the head box's diagonal / 25 (data/README.md): head size = 25 * scale, half of it = 0.05 * 250 * scale.
+    scale, size = 3.2, 256
+    crop_px_per_image_px = 1 / frame_person((0, 0), scale, size)[0, 0]
+    assert 0.5 * 25 * scale * crop_px_per_image_px == pytest.approx(0.05 * size)
+
+
+# Mapping
+
+
+@pytest.mark.parametrize("affine", [frame_image(640, 480, 220), frame_image(31, 47, 64, 6), frame_person((-20.5, 333), 1.7, 128)])
+def test_there_and_back(affine):
+    points = np.random.default_rng(0).uniform(-100, 700, (50, 2))
+    np.testing.assert_allclose(transform(invert(affine), transform(affine, points)), points, atol=1e-9)
+    np.testing.assert_allclose(transform(affine, transform(invert(affine), points)), points, atol=1e-9)
+    np.testing.assert_allclose(invert(invert(affine)), affine, atol=1e-9)
+
+
+def test_transform_by_hand():
+    affine = [[2, 1, 10], [0, -3, 20]]
+    assert transform(affine, [1, 2]).tolist() == [14, 14]
+    assert transform(affine, [[[1, 2]], [[0, 0]]]).tolist() == [[[14, 14]], [[10, 20]]]
+
+
+def test_one_affine_per_row_maps_each_row_by_its_own():
+    affines = np.stack([frame_person((100, 50), 1.5, 64), frame_image(640, 480, 64, 8), [[2, 1, 10], [0, -3, 20]]])
+    points = np.random.default_rng(1).uniform(0, 64, (3, 5, 2))
+    expected = [transform(affine, each) for affine, each in zip(affines, points, strict=True)]
+    np.testing.assert_allclose(transform(affines, points), expected, atol=1e-9)
+
+
+def test_a_point_without_a_label_stays_nan_and_alone():
+    mapped = transform(np.stack([frame_image(10, 10, 5)] * 2), [[(np.nan, np.nan), (2, 2)]] * 2)
+    assert np.isnan(mapped[:, 0]).all()
+    np.testing.assert_allclose(mapped[:, 1], [(4.5, 4.5)] * 2)
+
+
+def test_corners_in_any_order_make_a_box():
+    corners = [[(1, 2), (3, 4)], [(3, 4), (1, 2)], [(3, 2), (1, 4)], [(np.nan, np.nan), (3, 4)]]
+    np.testing.assert_array_equal(points_to_box(corners), [[1, 2, 3, 4]] * 3 + [[np.nan] * 4])

@@ -1,0 +1,153 @@
+"""Who may import whom: numbers know nothing of torch, maths knows nothing of Ray, jobs import nothing heavy before they have a config."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCH = {"torch", "torchvision", "timm"}
+NUMBERS = {"skeleton", "storage", "geometry"}
+MATHS = NUMBERS | {"metrics", "images"}
+NETWORKS = {"models", "heads", "tasks", "augmentation"}
+
+# module -> (what of posepipe it may import, whether torch, whether Ray)
+RULES: dict[str, tuple[set[str], bool, bool]] = {
+    "skeleton": (set(), False, False),
+    "storage": (set(), False, False),
+    "progress": (set(), False, False),
+    "config": ({"storage"}, False, False),
+    "geometry": ({"skeleton"}, False, False),
+    "metrics": ({"skeleton"}, False, False),
+    "images": ({"skeleton", "geometry"}, False, False),
+    "mpii": (NUMBERS, False, False),
+    "figure": (NUMBERS, False, False),
+    "painting": (NUMBERS | {"figure"}, False, False),
+    "scene": (NUMBERS | {"figure", "painting"}, False, False),
+    "synthetic": (NUMBERS | {"figure", "painting", "scene", "mpii"}, False, False),
+    "overlays": ({"skeleton"}, False, False),
+    "tasks": ({"skeleton", "geometry", "metrics", "storage"}, False, False),
+    "heads": ({"skeleton", "geometry", "metrics", "storage", "tasks"}, True, False),
+    "models": ({"skeleton", "geometry", "metrics", "storage", "tasks", "heads"}, True, False),
+    "augmentation": ({"tasks"}, True, False),
+    "cluster": (set(), False, True),
+    "samples": (MATHS | {"mpii", "config"}, False, True),
+    "preparing": (MATHS | {"mpii", "config", "samples", "progress"}, False, True),
+    "train_loop": (MATHS | NETWORKS | {"config", "samples", "cluster", "progress"}, True, True),
+    "training": (MATHS | NETWORKS | {"config", "samples", "cluster", "progress", "train_loop"}, True, True),
+    "predicting": (MATHS | NETWORKS | {"config", "samples", "cluster", "progress"}, True, True),
+    "scoring": (MATHS | NETWORKS | {"config", "samples", "cluster", "progress", "overlays", "predicting"}, True, True),
+    "tuning": ({"training", "config", "cluster", "storage", "models"}, False, True),
+    "report": ({"metrics", "skeleton", "storage", "config"}, False, False),
+    "demo": (
+        MATHS | {"mpii", "synthetic", "preparing", "training", "tuning", "scoring", "report", "config", "cluster", "progress"},
+        False,
+        True,
+    ),
+}
+MODULES = sorted(path.stem for path in (ROOT / "posepipe").glob("*.py") if path.stem != "__init__")
+JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__")
+
+
+def imports(path, *, top_level=False):
+    """The modules that a file imports, wherever in it; `posepipe.x` for both ways to import x."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "posepipe" else {node.module}
+    return found
+
+
+def packages(names):
+    return {name.partition(".")[0] for name in names}
+
+
+def own(names):
+    return {name.split(".")[1] for name in names if name.startswith("posepipe.")}
+
+
+def first_sentence(path):
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring, f"{path.name} has no docstring"
+    return re.split(r"\.\s", " ".join(docstring.split("\n\n")[0].split()) + " ")[0].strip()
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text("import a.b\nfrom posepipe import x\nfrom posepipe.y import z\ndef f():\n    import torch.nn\n")
+    assert imports(path) == {"a.b", "posepipe.x", "posepipe.y", "torch.nn"}
+    assert imports(path, top_level=True) == {"a.b", "posepipe.x", "posepipe.y"}
+    assert (packages(imports(path)), own(imports(path))) == ({"a", "posepipe", "torch"}, {"x", "y"})
+
+
+def test_every_module_has_a_rule():
+    assert set(MODULES) <= set(RULES), "a new module needs its line in RULES and in the README's tree"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_its_layer_may(module):
+    allowed, may_torch, may_ray = RULES[module]
+    names = imports(ROOT / "posepipe" / f"{module}.py")
+    assert own(names) <= allowed
+    assert may_torch or not packages(names) & TORCH
+    assert may_ray or "ray" not in packages(names)
+    assert not packages(names) & {"jobs", "tests", "benchmarks"}
+
+
+def test_the_rules_have_no_circle():
+    def below(module, path=()):
+        assert module not in path, f"a circle: {path}"
+        for other in RULES[module][0]:
+            below(other, (*path, module))
+
+    for module in RULES:
+        below(module)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_imports_config_cluster_and_the_module_that_does_the_work(job):
+    path = ROOT / "jobs" / f"{job}.py"
+    assert own(imports(path, top_level=True)) <= {"config"}
+    assert len(own(imports(path)) - {"config", "cluster"}) == 1
+    assert not packages(imports(path)) & (TORCH | {"ray"})
+
+
+def test_importing_the_jobs_loads_neither_torch_nor_ray():
+    loaded = subprocess.run(
+        [sys.executable, "-c", f"import sys, {', '.join(f'jobs.{job}' for job in JOBS)}; print(*sys.modules)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert "posepipe.config" in loaded
+    assert not ({"ray", "scipy", "pandas"} | TORCH) & set(loaded)
+
+
+def test_reading_annotations_and_scoring_numbers_loads_neither_torch_nor_ray():
+    light = [module for module, (_, may_torch, may_ray) in RULES.items() if not may_torch and not may_ray and module in MODULES]
+    loaded = subprocess.run(
+        [sys.executable, "-c", f"import sys, {', '.join(f'posepipe.{module}' for module in light)}; print(*sys.modules)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert "posepipe.metrics" in loaded
+    assert not ({"ray"} | TORCH) & set(loaded)
+
+
+@pytest.mark.parametrize("path", [f"posepipe/{module}.py" for module in MODULES] + [f"jobs/{job}.py" for job in JOBS])
+def test_the_readmes_tree_says_what_the_module_says(path):
+    readme = (ROOT / "README.md").read_text()
+    if not readme.strip():
+        pytest.skip("README.md is empty")
+    line = rf"(?im)^\W*{re.escape(Path(path).name)}\s+{re.escape(first_sentence(ROOT / path))}\s*$"
+    assert re.search(line, readme), f"README.md needs the line: {Path(path).name}  {first_sentence(ROOT / path)}"

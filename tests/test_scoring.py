@@ -1,0 +1,216 @@
+"""Scoring of samples and of image prefixes: every input one row, numbers that agree with the metric."""
+
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from posepipe import metrics, models, samples, scoring, storage
+from posepipe.config import ScoreConfig
+from posepipe.predicting import PREDICTION
+
+
+def write_checkpoint(folder: Path, **changes: Any) -> str:
+    """An untrained model: what it predicts is arbitrary but always the same."""
+    torch.manual_seed(0)
+    values: dict[str, Any] = {
+        "task": "pose",
+        "model": "resnet10t",
+        "regression_head": "heatmap",
+        "feature_stride": 16,
+        "size": 64,
+        **changes,
+    }
+    points = 2 if values["task"] == "head" else 16
+    values = {"framing": "person", "mean_points": [[0.5, 0.5]] * points, "samples_fingerprint": "", **values}
+    folder.mkdir(parents=True, exist_ok=True)
+    models.save_model(models.build_model(models.ModelConfig(**values)), str(folder / models.MODEL_FILE))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pose_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_checkpoint(tmp_path_factory.mktemp("pose"))
+
+
+@pytest.fixture(scope="module")
+def image_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_checkpoint(tmp_path_factory.mktemp("image"), framing="image", regression_head="direct", feature_stride=32)
+
+
+@pytest.fixture(scope="module")
+def scored(person_samples: str, pose_checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    uri = str(tmp_path_factory.mktemp("predictions"))
+    config = ScoreConfig(checkpoint_uri=pose_checkpoint, samples_uri=person_samples, predictions_uri=uri, num_overlays=4)
+    return uri, scoring.score(config)
+
+
+def jpeg(**options: Any) -> bytes:
+    sink = io.BytesIO()
+    x, y = np.meshgrid(np.arange(160), np.arange(120))
+    Image.fromarray(np.stack([x, 2 * y, 255 - x], axis=-1).astype(np.uint8)).save(sink, "JPEG", quality=95, **options)
+    return sink.getvalue()
+
+
+def test_every_sample_has_one_row_of_the_record(scored: tuple[str, dict[str, Any]], person_samples: str) -> None:
+    table = scoring.read_predictions(scored[0])
+    assert table.schema.equals(PREDICTION)
+    expected = [row for uri in samples.list_split(person_samples, "val") for row in storage.read_table(uri)["sample_id"].to_pylist()]
+    assert Counter(table["sample_id"].to_pylist()) == Counter(expected)
+    assert set(table["status"].to_pylist()) == {"ok"}
+    assert scored[1]["rows_read"] == scored[1]["rows_predicted"] == len(expected)
+
+
+def test_the_summary_is_the_metric_of_the_rows(scored: tuple[str, dict[str, Any]]) -> None:
+    uri, summary = scored
+    errors = np.array(scoring.read_predictions(uri)["joint_error"].to_pylist(), dtype=float)
+    assert summary["score"]["pckh"] == pytest.approx(metrics.pckh_counts(errors).total)
+    assert summary["score"]["num_joints_scored"] == np.isfinite(errors).sum() - np.isfinite(errors[:, [6, 7]]).sum()
+
+
+def test_joints_are_in_image_px(scored: tuple[str, dict[str, Any]], person_samples: str, pose_checkpoint: str) -> None:
+    table = storage.read_table(samples.list_split(person_samples, "val")[0])
+    labels = samples.label_arrays(table)
+    from posepipe import geometry, images
+
+    model, _ = models.load_model(pose_checkpoint)
+    pixels = torch.from_numpy(np.stack([images.decode_jpeg(crop) for crop in table["crop"].to_pylist()])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        points = geometry.transform(labels["crop_to_image"], model.predict(pixels)[0].double().numpy())
+    rows = {row["sample_id"]: row for row in scoring.read_predictions(scored[0]).to_pylist()}
+    for sample_id, expected in zip(labels["sample_id"], points, strict=True):
+        np.testing.assert_allclose(np.reshape(rows[sample_id]["joints"], (16, 2)), expected, atol=0.05)
+
+
+def test_the_floor_stands_beside_the_score(scored: tuple[str, dict[str, Any]], pose_checkpoint: str, person_samples: str) -> None:
+    assert set(scored[1]["floor"]) == set(scored[1]["score"])
+    text = scoring.describe(scored[1], scored[0])
+    assert "mean pose" in text
+    assert f"{100 * scored[1]['floor']['pckh']:.2f}" in text
+
+
+def test_overlays_are_a_picture(scored: tuple[str, dict[str, Any]]) -> None:
+    picture = Image.open(Path(scored[0]) / scoring.OVERLAYS_FILE)
+    assert picture.width > 1000
+
+
+def test_scoring_again_writes_the_same_bytes(scored: tuple[str, dict[str, Any]], person_samples: str, pose_checkpoint: str) -> None:
+    before = storage.read_json(storage.join_uri(scored[0], storage.MANIFEST))
+    scoring.score(ScoreConfig(checkpoint_uri=pose_checkpoint, samples_uri=person_samples, predictions_uri=scored[0]))
+    after = storage.read_json(storage.join_uri(scored[0], storage.MANIFEST))
+    assert [item["rows"] for item in after["files"]] == [item["rows"] for item in before["files"]]
+    assert scoring.read_predictions(scored[0]).num_rows == before["num_inputs"]
+
+
+def test_predictions_of_another_model_are_not_overwritten(scored: tuple[str, dict[str, Any]], person_samples: str, tmp_path: Path) -> None:
+    other = write_checkpoint(tmp_path / "other", mean_points=[[0.4, 0.4]] * 16)
+    with pytest.raises(ValueError, match=r"holds other predictions \(model_id was '[0-9a-f]{64}', now '[0-9a-f]{64}'\)"):
+        scoring.score(ScoreConfig(checkpoint_uri=other, samples_uri=person_samples, predictions_uri=scored[0]))
+    assert storage.exists(storage.join_uri(scored[0], storage.SUCCESS))
+
+
+def test_people_whose_picture_was_bad_have_a_row_too(person_samples: str, pose_checkpoint: str, tmp_path: Path) -> None:
+    manifest = samples.read_manifest(person_samples)
+    for item in manifest["files"]:
+        storage.write_bytes(str(tmp_path / "samples" / item["file"]), (Path(person_samples) / item["file"]).read_bytes())
+    failed = [{"image": "gone.jpg", "person_index": 1, "split": "val", "status": "missing", "detail": "FileNotFoundError"}]
+    import pyarrow as pa
+
+    storage.write_table(str(tmp_path / "samples" / samples.ERRORS_FILE), pa.Table.from_pylist(failed, samples.ERROR))
+    storage.write_json(str(tmp_path / "samples" / storage.MANIFEST), manifest)
+    summary = scoring.score(
+        ScoreConfig(checkpoint_uri=pose_checkpoint, samples_uri=str(tmp_path / "samples"), predictions_uri=str(tmp_path / "out"))
+    )
+    assert summary["statuses"] == {"ok": manifest["rows"]["val"], "missing": 1}
+    row = next(row for row in scoring.read_predictions(str(tmp_path / "out")).to_pylist() if row["status"] != "ok")
+    assert (row["sample_id"], row["status"], row["joints"]) == ("gone.jpg#1", "missing", None)
+    assert "'missing': 1" in scoring.describe(summary, "x")
+
+
+def test_every_file_below_a_prefix_has_a_row(ray_session: None, image_checkpoint: str, tmp_path: Path) -> None:
+    good = jpeg()
+    png = io.BytesIO()
+    Image.open(io.BytesIO(good)).save(png, "PNG")
+    cmyk = io.BytesIO()
+    Image.open(io.BytesIO(good)).convert("CMYK").save(cmyk, "JPEG")
+    files = {
+        "a/good.jpg": good,
+        "a/grey.jpg": (lambda sink: (Image.open(io.BytesIO(good)).convert("L").save(sink, "JPEG"), sink.getvalue())[1])(io.BytesIO()),
+        "b/png_named.jpg": png.getvalue(),
+        "b/cmyk.jpg": cmyk.getvalue(),
+        "b/empty.jpg": b"",
+        "b/half.jpg": good[: len(good) // 2],
+        "b/page.jpg": b"<html></html>",
+    }
+    for name, data in files.items():
+        (tmp_path / "bucket" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bucket" / name).write_bytes(data)
+    config = ScoreConfig(
+        checkpoint_uri=image_checkpoint, images_uri=str(tmp_path / "bucket"), predictions_uri=str(tmp_path / "out"), shard_size=3
+    )
+    summary = scoring.score(config)
+    rows = scoring.read_predictions(str(tmp_path / "out")).to_pylist()
+    statuses = {str(Path(row["uri"]).relative_to(tmp_path / "bucket")): row["status"] for row in rows}
+    bad = {"b/empty.jpg": "empty", "b/half.jpg": "truncated", "b/page.jpg": "not_an_image"}
+    assert statuses == {name: bad.get(name, "ok") for name in files}
+    assert len(rows) == len(files)
+    assert "score" not in summary
+    ok = [row for row in rows if row["status"] == "ok"]
+    assert all((row["width"], row["height"]) == (160, 120) and np.isfinite(row["joints"]).all() for row in ok)
+    assert all(row["joints"] is None and row["detail"] for row in rows if row["status"] != "ok")
+
+
+def test_a_turned_picture_is_seen_upright_and_answered_in_stored_px(ray_session: None, image_checkpoint: str, tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    upright = Image.open(io.BytesIO(jpeg()))
+    upright.save(tmp_path / "bucket" / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored a quarter turn to the left of upright
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "bucket" / "turned.png", exif=exif)
+    scoring.score(ScoreConfig(checkpoint_uri=image_checkpoint, images_uri=str(tmp_path / "bucket"), predictions_uri=str(tmp_path / "out")))
+    rows = {
+        Path(row["uri"]).name: np.reshape(row["joints"], (16, 2)) for row in scoring.read_predictions(str(tmp_path / "out")).to_pylist()
+    }
+    # A point (x, y) of the 160 x 120 picture lies at (y, 159 - x) in the stored one.
+    expected = np.column_stack([rows["upright.png"][:, 1], 159 - rows["upright.png"][:, 0]])
+    np.testing.assert_allclose(rows["turned.png"], expected, atol=0.05)
+
+
+def test_mistakes_are_named(person_samples: str, pose_checkpoint: str, image_checkpoint: str, tmp_path: Path) -> None:
+    def attempt(**values: Any) -> None:
+        scoring.score(ScoreConfig(predictions_uri=str(tmp_path / "out"), **values))
+
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "junk" / models.MODEL_FILE).write_bytes(b"0" * 100)
+    with pytest.raises(ValueError, match="no checkpoint at"):
+        attempt(checkpoint_uri=str(tmp_path / "nowhere"), samples_uri=person_samples)
+    with pytest.raises(ValueError, match="is not a posepipe checkpoint"):
+        attempt(checkpoint_uri=str(tmp_path / "junk"), samples_uri=person_samples)
+    with pytest.raises(ValueError, match=r"trained on samples of framing image, .* has framing person"):
+        attempt(checkpoint_uri=image_checkpoint, samples_uri=person_samples)
+    with pytest.raises(ValueError, match=r"trained on samples of size 96, .* has size 64"):
+        attempt(checkpoint_uri=write_checkpoint(tmp_path / "large", size=96), samples_uri=person_samples)
+    with pytest.raises(ValueError, match="trained on person framing, which needs to know where the person is"):
+        attempt(checkpoint_uri=pose_checkpoint, images_uri=str(tmp_path / "bucket"))
+    with pytest.raises(ValueError, match="no files below"):
+        attempt(checkpoint_uri=image_checkpoint, images_uri=str(tmp_path / "bucket"))
+    with pytest.raises(ValueError, match="no complete samples at"):
+        attempt(checkpoint_uri=pose_checkpoint, samples_uri=str(tmp_path))
+    with pytest.raises(ValueError, match="no complete predictions at"):
+        scoring.read_predictions(str(tmp_path / "out"))
+
+
+def test_the_head_task_writes_boxes_and_their_iou(person_samples: str, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "head", task="head")
+    summary = scoring.score(ScoreConfig(checkpoint_uri=checkpoint, samples_uri=person_samples, predictions_uri=str(tmp_path / "out")))
+    rows = scoring.read_predictions(str(tmp_path / "out")).to_pylist()
+    assert all(row["head_box"][0] <= row["head_box"][2] and row["joints"] is None for row in rows)
+    labelled = [row["head_iou"] for row in rows if row["head_iou"] is not None]
+    assert summary["score"]["head_iou"] == pytest.approx(np.mean(labelled), abs=1e-6)
+    assert summary["score"]["num_people"] == len(labelled)

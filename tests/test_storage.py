@@ -1,0 +1,248 @@
+"""storage.py: round trips, atomic writes and failed reads, on a local folder and on another scheme of fsspec."""
+
+import os
+import threading
+import uuid
+
+import pyarrow as pa
+import pytest
+
+from posepipe import storage
+from posepipe.storage import (
+    delete,
+    exists,
+    fingerprint,
+    is_local,
+    join_uri,
+    list_files,
+    open_filesystem,
+    read_ahead,
+    read_bytes,
+    read_json,
+    read_many,
+    read_table,
+    resolve_uri,
+    sha256,
+    write_bytes,
+    write_json,
+    write_table,
+)
+
+
+@pytest.fixture(params=["path", "file", "memory"])
+def folder(request, tmp_path):
+    """An empty folder by its URI."""
+    return {"path": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://{uuid.uuid4().hex}"}[request.param]
+
+
+def table():
+    return pa.table({"name": ["a", None, "c"], "joints": [[1.0, 2.0], None, []], "is_ok": [True, False, None]})
+
+
+# Round trips
+
+
+def test_bytes_come_back(folder):
+    uri = join_uri(folder, "deep", "er", "file.bin")
+    assert not exists(uri)
+    write_bytes(uri, b"\0\1\xff")
+    assert exists(uri)
+    assert read_bytes(uri) == b"\0\1\xff"
+    write_bytes(uri, b"second")
+    assert read_bytes(uri) == b"second"
+
+
+def test_json_comes_back(folder):
+    value = {"b": [1, 2.5, None, "ä"], "a": {"x": True}}
+    write_json(join_uri(folder, "value.json"), value)
+    assert read_json(join_uri(folder, "value.json")) == value
+
+
+def test_json_holds_no_nan(folder):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(join_uri(folder, "value.json"), {"score": float("nan")})
+    assert not exists(join_uri(folder, "value.json"))
+
+
+def test_a_table_comes_back_whole_or_by_columns(folder):
+    uri = join_uri(folder, "table.parquet")
+    digest = write_table(uri, table())
+    assert read_table(uri).equals(table())
+    assert read_table(uri, ["is_ok", "name"]).column_names == ["is_ok", "name"]
+    assert digest == sha256(read_bytes(uri))
+
+
+def test_a_tables_metadata_comes_back(folder):
+    schema = pa.schema([pa.field("x", pa.int32(), metadata={"doc": "a number"})], metadata={"made_of": "tests"})
+    write_table(join_uri(folder, "table.parquet"), pa.table({"x": pa.array([1], pa.int32())}, schema=schema))
+    assert read_table(join_uri(folder, "table.parquet")).schema.equals(schema, check_metadata=True)
+
+
+def test_equal_tables_give_equal_bytes(folder):
+    first, second = (write_table(join_uri(folder, name), table()) for name in ("a.parquet", "b.parquet"))
+    other = write_table(join_uri(folder, "c.parquet"), table().slice(1))
+    assert read_bytes(join_uri(folder, "a.parquet")) == read_bytes(join_uri(folder, "b.parquet"))
+    assert first == second != other
+
+
+def test_a_fingerprint_ignores_the_order_of_keys_and_nothing_else():
+    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+    assert len({fingerprint(value) for value in ({"a": 1}, {"a": 2}, {"b": 1}, {"a": [1]}, [1, 2], [2, 1])}) == 6
+
+
+# Atomic writes
+
+
+def test_a_write_that_fails_leaves_the_older_file(tmp_path, monkeypatch):
+    uri = str(tmp_path / "file")
+    write_bytes(uri, b"older")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_bytes(uri, b"newer")
+    assert read_bytes(uri) == b"older"
+
+
+def test_nobody_sees_half_a_file(tmp_path):
+    uri = str(tmp_path / "file")
+    contents = [bytes([value]) * 300_000 for value in (1, 2)]
+    write_bytes(uri, contents[0])
+    is_done = threading.Event()
+
+    def write():
+        for turn in range(100):
+            write_bytes(uri, contents[turn % 2])
+        is_done.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    seen = 0
+    while not is_done.is_set():
+        assert read_bytes(uri) in contents
+        seen += 1
+    thread.join()
+    assert seen
+    assert os.listdir(tmp_path) == ["file"]
+
+
+# Reading many
+
+
+def test_read_many_keeps_the_order_and_puts_a_failed_read_in_its_place(folder):
+    for name in ("a", "b"):
+        write_bytes(join_uri(folder, name), name.encode())
+    found = read_many([join_uri(folder, name) for name in ("b", "gone", "a", "b", "gone as well")])
+    assert [found[index] for index in (0, 2, 3)] == [b"b", b"a", b"b"]
+    assert [type(found[index]) for index in (1, 4)] == [FileNotFoundError] * 2
+
+
+def test_reading_none_is_none():
+    assert read_many([]) == []
+    assert list(read_ahead([])) == []
+
+
+def test_a_folder_in_the_list_is_an_error_in_its_place(tmp_path):
+    (tmp_path / "folder").mkdir()
+    write_bytes(str(tmp_path / "a"), b"a")
+    error, data = read_many([str(tmp_path / "folder"), str(tmp_path / "a")])
+    assert isinstance(error, OSError)
+    assert data == b"a"
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 10])
+def test_read_ahead_keeps_the_order_across_chunks(folder, count):
+    uris = [join_uri(folder, f"{index:02d}") for index in range(count)]
+    for uri in uris[::2]:
+        write_bytes(uri, uri.encode())
+    found = list(read_ahead(uris, chunk=3))
+    assert [uri for uri, _ in found] == uris
+    for index, (uri, data) in enumerate(found):
+        assert isinstance(data, FileNotFoundError) if index % 2 else data == uri.encode()
+
+
+def test_read_ahead_reads_the_next_chunk_and_no_more(monkeypatch):
+    asked = []
+    monkeypatch.setattr(storage, "read_many", lambda uris: asked.append(list(uris)) or [b""] * len(uris))
+    rows = read_ahead(["a", "b", "c", "d", "e", "f"], chunk=2)
+    next(rows)
+    rows.close()  # waits for the reads under way
+    assert asked == [["a", "b"], ["c", "d"]]
+
+
+# Listing and deleting
+
+
+def test_files_are_listed_below_a_folder_sorted_and_readable(folder):
+    for name in ("b", "a/2", "a/1", "c/d/e"):
+        write_bytes(join_uri(folder, name), name.encode())
+    found = list_files(folder)
+    assert [read_bytes(uri) for uri in found] == [b"a/1", b"a/2", b"b", b"c/d/e"]
+    assert [read_bytes(uri) for uri in list_files(join_uri(folder, "a"))] == [b"a/1", b"a/2"]
+
+
+def test_a_missing_folder_lists_nothing(folder):
+    assert list_files(join_uri(folder, "nowhere")) == []
+
+
+def test_a_new_file_is_seen_by_the_next_listing(folder):
+    assert list_files(folder) == []
+    write_bytes(join_uri(folder, "a"), b"")
+    assert len(list_files(folder)) == 1
+
+
+def test_deleted_files_are_gone_and_the_others_stay(folder):
+    uris = [join_uri(folder, name) for name in ("a", "b", "c")]
+    for uri in uris:
+        write_bytes(uri, b"")
+    delete(iter(uris[:2]))
+    assert [exists(uri) for uri in uris] == [False, False, True]
+    delete([])
+
+
+# URIs
+
+
+@pytest.mark.parametrize("read", [read_bytes, read_json, read_table])
+def test_reading_what_is_not_there_says_so(folder, read):
+    with pytest.raises(FileNotFoundError):
+        read(join_uri(folder, "nothing"))
+
+
+@pytest.mark.parametrize("read", [read_bytes, exists, list_files, lambda uri: write_bytes(uri, b""), lambda uri: read_many([uri])])
+def test_an_unknown_scheme_is_a_value_error(read):
+    with pytest.raises(ValueError, match="cannot open 'nosuch://bucket/key'"):
+        read("nosuch://bucket/key")
+
+
+def test_an_empty_uri_is_a_value_error():
+    with pytest.raises(ValueError, match=r"expected a URI .* got an empty string"):
+        open_filesystem("")
+
+
+@pytest.mark.parametrize(
+    ("parts", "joined"),
+    [
+        (("a", "b", "c"), "a/b/c"),
+        (("/a/", "b"), "/a/b"),
+        (("s3://bucket/prefix/", "train/part-0"), "s3://bucket/prefix/train/part-0"),
+        (("s3://bucket", "x"), "s3://bucket/x"),
+        (("/", "x"), "/x"),
+    ],
+)
+def test_names_are_joined_by_one_slash(parts, joined):
+    assert join_uri(*parts) == joined
+
+
+def test_local_paths_become_absolute_and_the_rest_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri("runs/a/") == str(tmp_path / "runs" / "a")
+    assert resolve_uri("~/a") == os.path.expanduser("~/a")
+    assert resolve_uri("s3://bucket/a/") == "s3://bucket/a"
+    assert resolve_uri(resolve_uri("runs")) == resolve_uri("runs")
+
+
+def test_paths_and_file_uris_are_local():
+    assert [is_local(uri) for uri in ("a/b", "/a", "file:///a", "s3://a", "memory://a")] == [True, True, True, False, False]
