@@ -3,11 +3,16 @@
 import logging
 import math
 import os
+from collections import Counter
 
 import ray
+import ray._private.state
 import ray.data
+import yaml
 
 logger = logging.getLogger(__name__)
+
+BOOTSTRAP_CONFIG = "~/ray_bootstrap_config.yaml"
 
 
 def connect() -> None:
@@ -18,6 +23,37 @@ def connect() -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+
+
+def capacity() -> dict[str, float]:
+    """What the cluster holds, or could hold once its autoscaler has started all nodes it may: resource name -> amount."""
+    amounts = Counter(ray.cluster_resources())
+    largest = _largest_by_autoscaler()
+    return {name: max(amounts[name], largest.get(name, 0.0)) for name in {*amounts, *largest}}
+
+
+def can_grow() -> bool:
+    """Whether an autoscaler may add nodes."""
+    return bool(_largest_by_autoscaler())
+
+
+def _largest_by_autoscaler() -> dict[str, float]:
+    """Empty where there is no autoscaler, or where the driver cannot see its config."""
+    reported = ray._private.state.state.get_max_resources_from_cluster_config()
+    if reported:
+        return {name: float(amount) for name, amount in reported.items()}
+    # `ray up` leaves its config on the head node, where submitted jobs start.
+    path = os.path.expanduser(BOOTSTRAP_CONFIG)
+    if "RAY_ADDRESS" not in os.environ or not os.path.exists(path):
+        return {}
+    with open(path) as file:
+        config = yaml.safe_load(file)
+    largest: Counter[str] = Counter()
+    for name, node in config["available_node_types"].items():
+        count = 1 if name == config["head_node_type"] else node.get("max_workers", config.get("max_workers", 0))
+        for resource, amount in node.get("resources", {}).items():
+            largest[resource] += count * amount
+    return dict(largest)
 
 
 def require(what: str, *, cpus: float = 0, gpus: float = 0, hint: str) -> None:
@@ -32,7 +68,7 @@ def require(what: str, *, cpus: float = 0, gpus: float = 0, hint: str) -> None:
     Raises:
         ValueError: with what is needed, what there is and the hint.
     """
-    total = ray.cluster_resources()
+    total = capacity()
     have_cpus, have_gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
     if cpus > have_cpus or gpus > have_gpus:
         raise ValueError(f"{what} needs {cpus:g} CPUs and {gpus:g} GPUs, the cluster has {have_cpus:g} CPUs and {have_gpus:g} GPUs; {hint}")
@@ -40,6 +76,6 @@ def require(what: str, *, cpus: float = 0, gpus: float = 0, hint: str) -> None:
 
 def num_fitting(*, cpus: float, gpus: float) -> int:
     """How many units of so many CPUs and GPUs the cluster holds at once."""
-    total = ray.cluster_resources()
+    total = capacity()
     limits = [total.get(name, 0.0) // each for name, each in (("CPU", cpus), ("GPU", gpus)) if each > 0]
     return max(0, int(min(limits, default=math.inf)))

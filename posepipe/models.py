@@ -1,5 +1,6 @@
 """DeepPose CNN, residual backbones; save and load with their own config."""
 
+import difflib
 import io
 import json
 import logging
@@ -119,7 +120,7 @@ def _build_backbone(name: str, size: int, feature_stride: int) -> Backbone:
     if name in MODELS:
         return MODELS[name](size, feature_stride)
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0][:6]}*")[:8] or ["resnetv2_50", "resnet18"]
+        near = difflib.get_close_matches(name, timm.list_models(), n=6) or ["resnetv2_50", "resnet18"]
         raise ValueError(f"unknown model {name!r}; choices: {', '.join(MODELS)} or a timm backbone such as {', '.join(near)}")
     stages = timm.create_model(name, features_only=True).feature_info
     fitting = [index for index, reduction in enumerate(stages.reduction()) if reduction <= feature_stride]
