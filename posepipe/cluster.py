@@ -4,6 +4,7 @@ import logging
 import math
 import os
 from collections import Counter
+from typing import Any
 
 import ray
 import ray._private.state
@@ -54,6 +55,17 @@ def _largest_by_autoscaler() -> dict[str, float]:
         for resource, amount in node.get("resources", {}).items():
             largest[resource] += count * amount
     return dict(largest)
+
+
+def from_items(items: list[dict[str, Any]]) -> ray.data.Dataset:
+    """A Dataset with a task per item, for pipelines of one stage whose results are small or all kept.
+
+    Ray Data reserves half of the CPUs for stages that may need them later: on two cores, one stage would use one (1.1 tasks at a time
+    instead of 1.85, measured with Ray 2.60). It also reserves memory between stages, so longer pipelines should keep the reservation.
+    """
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    dataset.context.op_resource_reservation_enabled = False
+    return dataset
 
 
 def require(what: str, *, cpus: float = 0, gpus: float = 0, hint: str) -> None:

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 
-from posepipe import images, mpii, samples, storage
+from posepipe import cluster, images, mpii, samples, storage
 from posepipe.config import PrepareConfig
 from posepipe.progress import Progress
 
@@ -48,7 +47,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     shards = _cut_shards(persons, config.shard_size)
     work = [{"shard": index, "persons": _to_ipc(table)} for index, table in enumerate(shards)]
     worker = _ShardWriter(storage.join_uri(mpii_uri, mpii.IMAGES_FOLDER), samples_uri, config.framing, config.size)
-    dataset = ray.data.from_items(work, override_num_blocks=len(work)).map(worker)
+    dataset = cluster.from_items(work).map(worker)
     files: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
     with Progress("prepare", len(set(persons["image"].to_pylist())), "pictures") as progress:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from posepipe import geometry, images, metrics, storage
+from posepipe import cluster, geometry, images, metrics, storage
 from posepipe.config import Split
 from posepipe.skeleton import NUM_JOINTS
 
@@ -106,8 +106,7 @@ def load_pixels(samples_uri: str, split: Split) -> ray.data.Dataset:
     The columns are SAMPLE's, with `pixels` (fixed-size binary, size x size x 3 uint8 RGB) instead of `crop`.
     """
     files = list_split(samples_uri, split)
-    rows = ray.data.from_items([{"uri": uri} for uri in files], override_num_blocks=len(files))
-    return rows.map_batches(_decode_crops, batch_size=1, batch_format="pyarrow")
+    return cluster.from_items([{"uri": uri} for uri in files]).map_batches(_decode_crops, batch_size=1, batch_format="pyarrow")
 
 
 def _decode_crops(batch: pa.Table) -> pa.Table:
