@@ -212,12 +212,12 @@ class DemoConfig:
     """Everything the demo makes goes below this folder."""
     mpii_uri: str = ""
     """A real data set in MPII's layout instead of the generated one."""
-    num_images: int = 1400
+    num_images: int = 1200
     """Pictures to generate."""
     size: int = 128
     """Side of the crops in px."""
     epochs: int = 6
-    """Passes of the pose training; the head box takes one less, the sweep's trials a quarter."""
+    """Passes of the pose training; the head box takes two less, the sweep's trials a quarter."""
     use_gpu: bool = False
     """Train and score on a GPU."""
 

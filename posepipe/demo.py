@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-import ray.data
 
-from posepipe import mpii, preparing, scoring, storage, synthetic, training, tuning
+from posepipe import cluster, mpii, preparing, scoring, storage, synthetic, training, tuning
 from posepipe.config import DemoConfig, PrepareConfig, ScoreConfig, Task, TrainConfig, TuneConfig
 from posepipe.progress import Progress
 
@@ -54,7 +53,7 @@ def run(config: DemoConfig) -> Outcome:
     )
     print(preparing.describe(manifest, samples_uri), flush=True)
     stage("prepare")
-    epochs: dict[Task, int] = {"pose": config.epochs, "head": config.epochs - 1}
+    epochs: dict[Task, int] = {"pose": config.epochs, "head": config.epochs - 2}
     scores: dict[str, dict[str, Any]] = {}
     predictions: list[str] = []
     for task in epochs:
@@ -109,19 +108,19 @@ def _generate(mpii_uri: str, num_images: int) -> None:
     is_complete = storage.exists(storage.join_uri(mpii_uri, mpii.ANNOTATION_FILE))
     if is_complete and storage.exists(settings_uri) and storage.read_json(settings_uri) == settings:
         return
-    rows = ray.data.range(num_images, override_num_blocks=max(1, num_images // 25))
-    drawn = rows.map_batches(_draw, fn_args=(mpii_uri,), batch_size=25)
-    records = []
+    parts = [{"start": start, "stop": min(start + 25, num_images)} for start in range(0, num_images, 25)]
+    records: list[dict[str, Any]] = []
     with Progress("generate", num_images, "pictures") as progress:
-        for row in drawn.iter_rows():
-            records.append(json.loads(row["record"]))
-            progress.update(1)
+        for row in cluster.from_items(parts).map(_draw, fn_args=(mpii_uri,)).iter_rows():
+            part = json.loads(row["records"])
+            records += part
+            progress.update(len(part))
     synthetic.write_annotations(mpii_uri, sorted(records, key=lambda record: record["name"]))
     storage.write_json(settings_uri, settings)
 
 
-def _draw(batch: dict[str, Any], mpii_uri: str) -> dict[str, Any]:
-    return {"record": [json.dumps(synthetic.write_image(mpii_uri, int(index), SEED)) for index in batch["id"]]}
+def _draw(part: dict[str, Any], mpii_uri: str) -> dict[str, Any]:
+    return {"records": json.dumps([synthetic.write_image(mpii_uri, index, SEED) for index in range(part["start"], part["stop"])])}
 
 
 def describe(outcome: Outcome) -> str:

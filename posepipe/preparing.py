@@ -39,11 +39,11 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     mpii_uri, samples_uri = storage.resolve_uri(config.mpii_uri), storage.resolve_uri(config.samples_uri)
     annotations = mpii.read_annotation_file(mpii_uri)
     settings = _settings(config, storage.sha256(annotations))
-    _claim_folder(samples_uri, settings, config.overwrite)
     persons = _persons(annotations, mpii_uri, samples_uri, settings["annotations_sha256"])
     persons = _assign_splits(mpii.select_people(persons, config.people), config)
     if not persons.num_rows:
         raise ValueError(f"{mpii_uri} has no annotated or located people for --people {config.people}")
+    _claim_folder(samples_uri, settings, config.overwrite)
     shards = _cut_shards(persons, config.shard_size)
     work = [{"shard": index, "persons": _to_ipc(table)} for index, table in enumerate(shards)]
     worker = _ShardWriter(storage.join_uri(mpii_uri, mpii.IMAGES_FOLDER), samples_uri, config.framing, config.size)

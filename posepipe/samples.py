@@ -91,6 +91,11 @@ def read_manifest(samples_uri: str) -> dict[str, Any]:
         raise ValueError(f"no complete samples at {samples_uri}: expected {storage.MANIFEST}, which jobs.prepare writes last") from error
 
 
+def fingerprint(manifest: dict[str, Any]) -> str:
+    """Names the samples by what they are; where their pictures lie may change."""
+    return storage.fingerprint({name: value for name, value in manifest.items() if name != "images_uri"})
+
+
 def list_split(samples_uri: str, split: Split) -> list[str]:
     """URIs of the files of one split; ValueError where it is empty."""
     manifest = read_manifest(samples_uri)

@@ -45,13 +45,13 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     model_config, model_id = read_model_config(checkpoint_uri)
     shards, inputs = _sample_shards(config, model_config) if config.samples_uri else _image_shards(config, model_config)
     identity = {"model_id": model_id, "inputs": inputs, "num_inputs": sum(shard["count"] for shard in shards), "run_id": config.run_id}
-    _claim_folder(predictions_uri, identity, config.overwrite)
     cluster.require(
         f"scoring with {config.num_actors} actors and a task that reads",
         cpus=config.num_actors * config.cpus_per_actor + 1,
         gpus=config.num_actors * config.use_gpu,
         hint="change --num-actors, --cpus-per-actor or --use-gpu",
     )
+    _claim_folder(predictions_uri, identity, config.overwrite)
     work = [{"shard": index, "spec": json.dumps(shard)} for index, shard in enumerate(shards)]
     dataset = (
         ray.data.from_items(work, override_num_blocks=len(work))
@@ -59,15 +59,15 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         .map(ShardReader(model_config.size), num_cpus=1, scheduling_strategy="SPREAD")
         .map(
             Predictor,
-            fn_constructor_args=(
-                checkpoint_uri,
-                model_id,
-                predictions_uri,
-                config.run_id,
-                config.batch_size,
-                config.cpus_per_actor,
-                config.use_gpu,
-            ),
+            fn_constructor_kwargs={
+                "checkpoint_uri": checkpoint_uri,
+                "model_id": model_id,
+                "predictions_uri": predictions_uri,
+                "run_id": config.run_id,
+                "batch_size": config.batch_size,
+                "num_threads": config.cpus_per_actor,
+                "use_gpu": config.use_gpu,
+            },
             compute=ray.data.ActorPoolStrategy(size=config.num_actors),
             num_cpus=config.cpus_per_actor,
             num_gpus=int(config.use_gpu),
@@ -111,7 +111,7 @@ def _sample_shards(config: ScoreConfig, model: ModelConfig) -> tuple[list[dict[s
     failed = [row for row in errors if row["split"] == config.split]
     if failed:
         shards.append({"failed": failed, "images": manifest["images_uri"], "count": len(failed)})
-    return shards, {"samples_fingerprint": storage.fingerprint(manifest), "split": config.split}
+    return shards, {"samples_fingerprint": samples.fingerprint(manifest), "split": config.split}
 
 
 def _image_shards(config: ScoreConfig, model: ModelConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+import posepipe
 from posepipe import cluster, samples, storage
 from posepipe.config import TrainConfig
 from posepipe.geometry import transform
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
+LIBRARIES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
 # What a run may be resumed with differently: where it runs, not what it computes.
 RESOURCES = ("num_workers", "cpus_per_worker", "use_gpu", "max_failures", "samples_uri", "runs_uri")
 
@@ -68,8 +70,7 @@ def load_data(config: TrainConfig) -> TrainingData:
     if needed > 0.8 * store and not cluster.can_grow():
         raise ValueError(
             f"the decoded samples take {needed / 2**30:.1f} GiB, the cluster's object store holds {store / 2**30:.1f} GiB "
-            "and must keep a fifth free; "
-            "use smaller crops, more nodes, or start Ray with a larger --object-store-memory"
+            "and must keep a fifth free; use smaller crops, more nodes, or start Ray with a larger --object-store-memory"
         )
     datasets = [samples.load_pixels(samples_uri, split).materialize() for split in ("train", "val")]
     train_labels, val_labels = (_collect_labels(dataset) for dataset in datasets)
@@ -125,7 +126,7 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
             size=data.manifest["size"],
             framing=data.manifest["framing"],
             mean_points=data.mean_points.tolist(),
-            samples_fingerprint=storage.fingerprint(data.manifest),
+            samples_fingerprint=samples.fingerprint(data.manifest),
         )
     )
     report = load_weights(model, config.weights)
@@ -165,7 +166,7 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
 def describe_config(config: TrainConfig) -> dict[str, Any]:
     """The config as the run folder keeps it, with the samples that it stands on."""
     manifest = samples.read_manifest(storage.resolve_uri(config.samples_uri))
-    return {**dataclasses.asdict(config), "weights": list(config.weights), "samples_fingerprint": storage.fingerprint(manifest)}
+    return {**dataclasses.asdict(config), "weights": list(config.weights), "samples_fingerprint": samples.fingerprint(manifest)}
 
 
 def claim_folder(run_uri: str, wanted: dict[str, Any]) -> None:
@@ -196,10 +197,7 @@ def _finish(config: TrainConfig, run_uri: str, data: TrainingData, fitted: ray.t
         "val": {name: value for name, value in metrics.items() if name.startswith("val_")},
         "floor": data.floor,
         "samples": {name: data.manifest[name] for name in ("framing", "people", "size", "rows")},
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("posepipe", "ray", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
-        },
+        "versions": {"posepipe": posepipe.__version__, **{name: importlib.metadata.version(name) for name in LIBRARIES}},
     }
     storage.write_json(storage.join_uri(run_uri, RESULT_FILE), result)
     storage.write_bytes(storage.join_uri(run_uri, storage.SUCCESS), b"")

@@ -43,7 +43,7 @@ def test_a_run_folder_explains_itself(finished: tuple[TrainConfig, dict[str, Any
     assert (folder / storage.SUCCESS).exists()
     kept = storage.read_json(str(folder / training.CONFIG_FILE))
     assert kept["learning_rate"] == run.learning_rate
-    assert kept["samples_fingerprint"] == storage.fingerprint(samples.read_manifest(person_samples))
+    assert kept["samples_fingerprint"] == samples.fingerprint(samples.read_manifest(person_samples))
     history = storage.read_json(str(folder / "history.json"))
     assert [row["epoch"] for row in history] == [1, 2]
     assert {"train_loss", "val_loss", "val_pckh", "learning_rate"} <= set(history[0])
