@@ -23,7 +23,7 @@ from posepipe.models import ModelConfig, read_model_config
 from posepipe.predicting import Predictor, ShardReader
 from posepipe.progress import Progress
 from posepipe.skeleton import NUM_JOINTS
-from posepipe.tasks import Score
+from posepipe.tasks import PoseScore, Score
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +161,8 @@ def _summarise(
         summary["rows_labelled"] = ours.num_people
         if ours.num_scored:
             summary |= {"score": ours.summary(), "floor": floor.summary()}
+            if isinstance(ours, PoseScore):
+                summary["pckh_per_joint"] = ours.per_joint
     return summary
 
 

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from posepipe import metrics
 from posepipe.geometry import points_to_box, transform
-from posepipe.skeleton import LEFT_RIGHT_PAIRS, NUM_JOINTS
+from posepipe.skeleton import JOINT_NAMES, LEFT_RIGHT_PAIRS, NUM_JOINTS
 
 Labels = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class PoseScore:
-    """Counts over people; they add."""
+    """Counts over people with a labelled joint and a head size; they add."""
 
     official: metrics.PckCounts
     bone: metrics.PckCounts
@@ -33,6 +33,11 @@ class PoseScore:
         return self.official.num_joints
 
     @property
+    def per_joint(self) -> dict[str, float | None]:
+        """Official PCKh@0.5 of each of the 16 joints, 0..1."""
+        return dict(zip(JOINT_NAMES, map(_or_none, self.official.per_joint.tolist()), strict=True))
+
+    @property
     def objective(self) -> float:
         """Official PCKh@0.5, pooled over the 14 joints, 0..1."""
         return self.official.total
@@ -43,7 +48,7 @@ class PoseScore:
             "num_joints_scored": self.num_scored,
             "pckh": self.official.total,
             "pckh_joint_mean": _or_none(self.official.joint_mean),
-            "pckh_bone": self.bone.pooled_16,
+            "pckh_bone": self.bone.pooled_16 if self.bone.labelled.any() else None,
             **{f"pckh_{name}": _or_none(value) for name, value in self.official.groups.items()},
         }
 
@@ -128,8 +133,9 @@ def pose_errors(predicted: NDArray[np.float64], labels: Labels, norm: str) -> ND
 
 
 def _evaluate_pose(predicted: NDArray[np.float64], labels: Labels) -> PoseScore:
-    official, bone = (metrics.pckh_counts(pose_errors(predicted, labels, norm)) for norm in ("head_size", "head_bone"))
-    return PoseScore(official, bone, len(predicted))
+    official, bone = (pose_errors(predicted, labels, norm) for norm in ("head_size", "head_bone"))
+    num_people = int((~np.isnan(official)).any(axis=1).sum())
+    return PoseScore(metrics.pckh_counts(official), metrics.pckh_counts(bone), num_people)
 
 
 def _evaluate_head(predicted: NDArray[np.float64], labels: Labels) -> HeadScore:

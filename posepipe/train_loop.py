@@ -114,7 +114,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             saved = None
             if rank == 0:
-                shown = ", ".join(f"{name} {100 * row[f'val_{name}']:.2f}" for name in task.metric_names)
+                shown = ", ".join(f"{name} {100 * row[f'val_{name}']:.2f}" for name in task.metric_names if row[f"val_{name}"] is not None)
                 line = (
                     f"{config.name} epoch {epoch + 1}/{config.epochs}: loss {loss:.5g}, val loss {val_loss:.5g}, {shown}, {seconds:.0f} s"
                 )

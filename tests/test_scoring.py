@@ -70,6 +70,8 @@ def test_the_summary_is_the_metric_of_the_rows(scored: tuple[str, dict[str, Any]
     uri, summary = scored
     errors = np.array(scoring.read_predictions(uri)["joint_error"].to_pylist(), dtype=float)
     assert summary["score"]["pckh"] == pytest.approx(metrics.pckh_counts(errors).total)
+    left_knee = errors[~np.isnan(errors[:, 4]), 4]
+    assert summary["pckh_per_joint"]["left_knee"] == pytest.approx(np.mean(left_knee <= 0.5))
     assert summary["score"]["num_joints_scored"] == np.isfinite(errors).sum() - np.isfinite(errors[:, [6, 7]]).sum()
 
 
