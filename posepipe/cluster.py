@@ -1,9 +1,7 @@
 """Connect to Ray, check resources before starting."""
 
 import logging
-import math
 import os
-from collections import Counter
 from typing import Any
 
 import ray
@@ -26,35 +24,40 @@ def connect() -> None:
     context.enable_progress_bars = False
 
 
-def capacity() -> dict[str, float]:
-    """What the cluster holds, or could hold once its autoscaler has started all nodes it may: resource name -> amount."""
-    amounts = Counter(ray.cluster_resources())
-    largest = _largest_by_autoscaler()
-    return {name: max(amounts[name], largest.get(name, 0.0)) for name in {*amounts, *largest}}
+def _nodes() -> list[tuple[int, dict[str, float]]]:
+    """(how many, resources of each) of the nodes there are, or of those that the autoscaler may start."""
+    reported = ray._private.state.state.get_cluster_config()
+    groups = reported.node_group_configs if reported else ()
+    if groups:
+        return [(group.max_count, dict(group.resources)) for group in groups]
+    config = _bootstrap_config()
+    if config is None:
+        return [(1, node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    limit = config.get("max_workers", 0)
+    return [
+        (1 if name == config["head_node_type"] else min(node.get("max_workers", limit), limit), node.get("resources", {}))
+        for name, node in config["available_node_types"].items()
+    ]
 
 
-def can_grow() -> bool:
-    """Whether an autoscaler may add nodes."""
-    return bool(_largest_by_autoscaler())
-
-
-def _largest_by_autoscaler() -> dict[str, float]:
-    """Empty where there is no autoscaler, or where the driver cannot see its config."""
-    reported = ray._private.state.state.get_max_resources_from_cluster_config()
-    if reported:
-        return {name: float(amount) for name, amount in reported.items()}
-    # `ray up` leaves its config on the head node, where submitted jobs start.
+def _bootstrap_config() -> dict[str, Any] | None:
+    """What `ray up` leaves on the head node, where submitted jobs start; None where there is no autoscaler, or none of that kind."""
     path = os.path.expanduser(BOOTSTRAP_CONFIG)
     if "RAY_ADDRESS" not in os.environ or not os.path.exists(path):
-        return {}
+        return None
     with open(path) as file:
-        config = yaml.safe_load(file)
-    largest: Counter[str] = Counter()
-    for name, node in config["available_node_types"].items():
-        count = 1 if name == config["head_node_type"] else node.get("max_workers", config.get("max_workers", 0))
-        for resource, amount in node.get("resources", {}).items():
-            largest[resource] += count * amount
-    return dict(largest)
+        return yaml.safe_load(file)
+
+
+def smallest_object_store() -> float:
+    """Bytes of the smallest object store among the nodes that take work; each holds all samples of a training run on it."""
+    stores = [node["Resources"].get("object_store_memory", 0.0) for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return min(stores, default=float("inf"))
+
+
+def most_cpus() -> int:
+    """CPUs of the largest node."""
+    return max(1, *(int(resources.get("CPU", 0)) for _, resources in _nodes()))
 
 
 def from_items(items: list[dict[str, Any]]) -> ray.data.Dataset:
@@ -68,26 +71,33 @@ def from_items(items: list[dict[str, Any]]) -> ray.data.Dataset:
     return dataset
 
 
-def require(what: str, *, cpus: float = 0, gpus: float = 0, hint: str) -> None:
+def num_fitting(*, cpus: float, gpus: float = 0) -> int:
+    """How many units of so many CPUs and GPUs the nodes hold at once; a unit does not stretch over nodes."""
+    fitting = 0
+    for count, resources in _nodes():
+        limits = [resources.get(name, 0.0) // each for name, each in (("CPU", cpus), ("GPU", gpus)) if each > 0]
+        fitting += count * int(min(limits, default=0))
+    return fitting
+
+
+def require(what: str, *, units: int, cpus: float, gpus: float = 0, hint: str) -> None:
     """Refuses a request that the cluster cannot hold, which Ray would wait for without end.
 
     Args:
         what: names the request in the message.
-        cpus: CPUs that have to be held at the same time.
-        gpus: GPUs that have to be held at the same time.
+        units: processes that have to run at the same time.
+        cpus: CPUs of each.
+        gpus: GPUs of each.
         hint: the flags to change.
 
     Raises:
         ValueError: with what is needed, what there is and the hint.
     """
-    total = capacity()
-    have_cpus, have_gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-    if cpus > have_cpus or gpus > have_gpus:
-        raise ValueError(f"{what} needs {cpus:g} CPUs and {gpus:g} GPUs, the cluster has {have_cpus:g} CPUs and {have_gpus:g} GPUs; {hint}")
-
-
-def num_fitting(*, cpus: float, gpus: float) -> int:
-    """How many units of so many CPUs and GPUs the cluster holds at once."""
-    total = capacity()
-    limits = [total.get(name, 0.0) // each for name, each in (("CPU", cpus), ("GPU", gpus)) if each > 0]
-    return max(0, int(min(limits, default=math.inf)))
+    fitting = num_fitting(cpus=cpus, gpus=gpus)
+    if fitting < units:
+        have = {name: sum(count * resources.get(name, 0.0) for count, resources in _nodes()) for name in ("CPU", "GPU")}
+        is_scattered = have["CPU"] >= units * cpus and have["GPU"] >= units * gpus
+        raise ValueError(
+            f"{what} needs {units * cpus:g} CPUs and {units * gpus:g} GPUs, the cluster has {have['CPU']:g} CPUs and {have['GPU']:g} GPUs"
+            f"{f', but its nodes fit only {fitting} of {units}' if is_scattered else ''}; {hint}"
+        )

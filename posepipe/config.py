@@ -134,7 +134,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_at_least(self, epochs=1, num_workers=1, cpus_per_worker=1, max_failures=0, feature_stride=4)
-        _check_at_least(self, batch_size=self.num_workers)
+        _check_at_least(self, batch_size=2 * self.num_workers)  # a batch norm needs two samples of each worker
         if not self.learning_rate > 0:
             raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
         if not self.name or "/" in self.name:
@@ -292,13 +292,15 @@ def _to_flags(values: Mapping[str, Any]) -> list[str]:
     return flags
 
 
+# What all trials of a sweep share: their data, their objective, their size.
+NOT_SEARCHED = ("samples_uri", "runs_uri", "name", "weights", "task", "epochs", "num_workers", "cpus_per_worker", "use_gpu", "max_failures")
+
+
 def parse_search(text: str) -> tuple[str, str, tuple[Any, ...]]:
     """`FIELD=KIND:A,B,…` -> the field of TrainConfig, the kind and the values in the field's type."""
     name, _, rest = text.partition("=")
     kind, _, values = rest.partition(":")
-    fields = {
-        item.name: item.type for item in dataclasses.fields(TrainConfig) if item.name not in ("samples_uri", "runs_uri", "name", "weights")
-    }
+    fields = {item.name: item.type for item in dataclasses.fields(TrainConfig) if item.name not in NOT_SEARCHED}
     check_choice("field to search", name, tuple(fields))
     check_choice(f"kind of search for {name}", kind, ("grid", "choice", "uniform", "loguniform"))
     field_type: Any = str if get_origin(fields[name]) is Literal else fields[name]

@@ -9,8 +9,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
 from posepipe import cluster, mpii, preparing, scoring, storage, synthetic, training, tuning
 from posepipe.config import DemoConfig, PrepareConfig, ScoreConfig, Task, TrainConfig, TuneConfig
 from posepipe.progress import Progress
@@ -96,7 +94,7 @@ def _train_config(config: DemoConfig, task: Task, epochs: int) -> TrainConfig:
         learning_rate=3e-3,
         schedule="cosine",
         augment=True,
-        cpus_per_worker=min(4, int(ray.cluster_resources()["CPU"])),
+        cpus_per_worker=min(4, cluster.most_cpus()),
         use_gpu=config.use_gpu,
     )
 

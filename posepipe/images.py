@@ -20,6 +20,8 @@ from posepipe.geometry import FloatArray, transform
 MAX_PIXELS = 89_478_485
 MAX_BYTES = 256 * 2**20
 JPEG_QUALITY = 95
+# Not all that Pillow knows: some of its plugins start other programs.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 STATUSES = {
     "ok": "decoded",
@@ -73,7 +75,7 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             # PNG's own getexif decodes the whole picture first.
             orientation = Image.Image.getexif(image).get(0x0112, 1)
     except Image.DecompressionBombError as error:
@@ -147,7 +149,7 @@ def _decode_any(data: bytes) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
             image.load()
     except Exception as error:  # As above: whatever the plugin raises is a fact about the image.
         raise _decoder_error(error) from error

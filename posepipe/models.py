@@ -4,6 +4,7 @@ import difflib
 import io
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -122,20 +123,38 @@ def _build_backbone(name: str, size: int, feature_stride: int) -> Backbone:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=6) or ["resnetv2_50", "resnet18"]
         raise ValueError(f"unknown model {name!r}; choices: {', '.join(MODELS)} or a timm backbone such as {', '.join(near)}")
-    stages = timm.create_model(name, features_only=True).feature_info
-    fitting = [index for index, reduction in enumerate(stages.reduction()) if reduction <= feature_stride]
-    if not fitting:
-        raise ValueError(f"{name} has stages of stride {stages.reduction()}, none is at most --feature-stride {feature_stride}")
-    last = fitting[-1]
-    if last == len(stages.reduction()) - 1:
-        # The whole network, with its final normalisation where it has one (ResNetV2).
-        network = timm.create_model(name, num_classes=0, global_pool="")
-        num_features = network.num_features
-    else:
-        network = timm.create_model(name, features_only=True, out_indices=(last,))
-        num_features = stages.channels()[last]
+    try:
+        stages = timm.create_model(name, features_only=True).feature_info
+        fitting = [index for index, reduction in enumerate(stages.reduction()) if reduction <= feature_stride]
+        if not fitting:
+            raise ValueError(f"{name} has stages of stride {stages.reduction()}, none is at most --feature-stride {feature_stride}")
+        if fitting[-1] == len(stages.reduction()) - 1:
+            # The whole network, with its final normalisation where it has one (ResNetV2).
+            network = timm.create_model(name, num_classes=0, global_pool="")
+        else:
+            network = timm.create_model(name, features_only=True, out_indices=(fitting[-1],))
+        features = _probe(network, size)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"{name} gives no feature map for crops of {size} px ({error}); choices: deeppose or another backbone") from error
+    if features.ndim != 4 or features.shape[2] != features.shape[3]:
+        raise ValueError(f"{name} gives features of shape {tuple(features.shape)}, expected (1, channels, rows, columns)")
     data = timm.data.resolve_data_config({}, model=network)
-    return Backbone(network, num_features, stages.reduction()[last], data["mean"], data["std"])
+    return Backbone(network, features.shape[1], 2 ** round(math.log2(size / features.shape[-1])), data["mean"], data["std"])
+
+
+def _probe(network: nn.Module, size: int) -> Tensor:
+    """The feature map of one black crop. Parameters that it does not depend on (the rest of a cut network) are frozen: several workers
+    would wait for their gradients."""
+    network.eval()
+    with torch.inference_mode(False), torch.enable_grad():
+        output = network(torch.zeros(1, 3, size, size))
+        features = output[-1] if isinstance(output, list) else output
+        features.sum().backward()
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
+    network.train()
+    return features.detach()
 
 
 def build_model(config: ModelConfig) -> PoseModel:
@@ -162,20 +181,22 @@ def load_weights(model: PoseModel, sources: Sequence[str]) -> LoadReport:
         ValueError: no tensor of a file fits, the file is no state dict, or the backbone has no ImageNet weights.
     """
     own = model.backbone.state_dict()
+    places = {_key(name): name for name in own}
     loaded: dict[str, Tensor] = {}
     unused: list[str] = []
     sources = [source for source in sources if source != "none"]
     for source in sources:
         state = _imagenet_weights(model.config.model) if source == "imagenet" else _read_state_dict(source)
-        state = _strip_prefix(state, set(own))
-        fitting = {name: tensor for name, tensor in state.items() if name in own and tensor.shape == own[name].shape}
+        state = _strip_prefix(state, set(places))
+        fitting = {places[_key(name)]: tensor for name, tensor in state.items() if _key(name) in places}
+        fitting = {name: tensor for name, tensor in fitting.items() if tensor.shape == own[name].shape}
         if not fitting:
             raise ValueError(
                 f"no tensor of {source} fits {model.config.model}: "
                 f"it has {', '.join(list(state)[:4])}, …; expected {', '.join(list(own)[:4])}, …"
             )
         loaded |= fitting
-        unused += [name for name in state if name not in fitting]
+        unused += [name for name in state if places.get(_key(name)) not in fitting]
     model.backbone.load_state_dict(loaded, strict=False)
     # The counter of BatchNorm is no weight: files leave it out.
     missing = [name for name in own if name not in loaded and not name.endswith("num_batches_tracked")] if sources else []
@@ -207,12 +228,17 @@ def _read_state_dict(uri: str) -> dict[str, Tensor]:
     return state
 
 
+def _key(name: str) -> str:
+    """A tensor's name however the network was cut: timm calls `stages.0` of a whole network `stages_0` in a part of it."""
+    return name.replace("_", ".")
+
+
 def _strip_prefix(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
-    """Cuts off leading names, one by one, while that makes more tensors fit."""
+    """Cuts off leading names, one by one, while that makes more tensors fit; own are keys."""
     best = state
     for _ in range(3):
         state = {name.partition(".")[2] or name: tensor for name, tensor in state.items()}
-        if len(own & set(state)) > len(own & set(best)):
+        if len(own & set(map(_key, state))) > len(own & set(map(_key, best))):
             best = state
     return best
 

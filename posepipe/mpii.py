@@ -65,7 +65,7 @@ def read_annotation_file(mpii_uri: str) -> bytes:
     uri = storage.join_uri(mpii_uri, ANNOTATION_FILE)
     try:
         return storage.read_bytes(uri)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"no annotation file at {uri}: --mpii-uri must hold {ANNOTATION_FILE} and {IMAGES_FOLDER}/") from error
 
 

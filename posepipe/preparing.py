@@ -113,7 +113,7 @@ def _claim_folder(samples_uri: str, settings: dict[str, Any], overwrite: bool) -
             )
         storage.delete([manifest_uri])
     for split in ("train", "val", "test"):
-        storage.delete(uri for uri in storage.list_files(storage.join_uri(samples_uri, split)) if "/part-" in uri)
+        storage.delete(storage.list_parts(storage.join_uri(samples_uri, split)))
 
 
 def _persons(annotations: bytes, mpii_uri: str, samples_uri: str, sha256: str) -> pa.Table:
@@ -135,8 +135,9 @@ def _val_names(uri: str) -> set[str]:
         text = storage.read_bytes(uri).decode()
     except FileNotFoundError as error:
         raise ValueError(f"no validation list at {uri}") from error
-    names = {item["image"] for item in json.loads(text)} if text.lstrip().startswith("[") else {line.strip() for line in text.splitlines()}
-    return names - {""}
+    if text.lstrip().startswith("["):
+        return {item["image"] if isinstance(item, dict) else str(item) for item in json.loads(text)}
+    return {line.strip() for line in text.splitlines()} - {""}
 
 
 def _is_val_by_hash(image: str, percent: float) -> bool:

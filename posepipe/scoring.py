@@ -45,12 +45,10 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     model_config, model_id = read_model_config(checkpoint_uri)
     shards, inputs = _sample_shards(config, model_config) if config.samples_uri else _image_shards(config, model_config)
     identity = {"model_id": model_id, "inputs": inputs, "num_inputs": sum(shard["count"] for shard in shards), "run_id": config.run_id}
-    cluster.require(
-        f"scoring with {config.num_actors} actors and a task that reads",
-        cpus=config.num_actors * config.cpus_per_actor + 1,
-        gpus=config.num_actors * config.use_gpu,
-        hint="change --num-actors, --cpus-per-actor or --use-gpu",
-    )
+    hint = "change --num-actors, --cpus-per-actor or --use-gpu"
+    actors = f"scoring with {config.num_actors} actors"
+    cluster.require(actors, units=config.num_actors, cpus=config.cpus_per_actor, gpus=int(config.use_gpu), hint=hint)
+    cluster.require(f"{actors} and a task that reads", units=config.num_actors * config.cpus_per_actor + 1, cpus=1, hint=hint)
     _claim_folder(predictions_uri, identity, config.overwrite)
     work = [{"shard": index, "spec": json.dumps(shard)} for index, shard in enumerate(shards)]
     dataset = (
@@ -90,7 +88,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     manifest = {**identity, "files": sorted(files, key=lambda item: item["file"]), "statuses": dict(statuses)}
     storage.write_json(storage.join_uri(predictions_uri, storage.MANIFEST), manifest)
     storage.write_bytes(storage.join_uri(predictions_uri, storage.SUCCESS), b"")
-    if config.num_overlays:
+    if config.num_overlays and statuses["ok"]:
         draw_overlays([predictions_uri], storage.join_uri(predictions_uri, OVERLAYS_FILE), config.num_overlays)
     return summary
 
@@ -138,10 +136,10 @@ def _claim_folder(predictions_uri: str, identity: dict[str, Any], overwrite: boo
         if differing and not overwrite:
             text = "; ".join(differing)
             raise ValueError(f"{predictions_uri} holds other predictions ({text}); choose another --predictions-uri or pass --overwrite")
-    found = storage.list_files(predictions_uri)
-    for ending in (storage.SUCCESS, storage.MANIFEST):
-        storage.delete(uri for uri in found if uri.endswith(f"/{ending}"))
-    storage.delete(uri for uri in found if "/part-" in uri)
+    for name in (storage.SUCCESS, storage.MANIFEST):
+        if storage.exists(storage.join_uri(predictions_uri, name)):
+            storage.delete([storage.join_uri(predictions_uri, name)])
+    storage.delete(storage.list_parts(predictions_uri))
 
 
 def _summarise(
@@ -219,9 +217,10 @@ def draw_overlays(predictions_uris: Sequence[str], overlays_uri: str, count: int
         for sample_id, picture in zip(chosen, pictures, strict=True)
         if isinstance(picture, bytes)
     ]
-    if not drawn:
-        raise ValueError(f"none of the pictures of {predictions_uris[0]} can be read, so there is nothing to draw on")
-    storage.write_bytes(overlays_uri, overlays.draw_grid(drawn))
+    if drawn:
+        storage.write_bytes(overlays_uri, overlays.draw_grid(drawn))
+    else:
+        logger.warning("none of the pictures of %s can be read, so there is nothing to draw on", predictions_uris[0])
 
 
 def _spread(items: list[str], count: int) -> list[str]:

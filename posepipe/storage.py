@@ -4,10 +4,13 @@ A URI is a local path, `file://…`, `s3://…` or any scheme that fsspec knows.
 A folder is complete when its `_SUCCESS` marker exists; writers put it there last, readers look for it first.
 """
 
+import asyncio
 import hashlib
 import json
 import os
 import posixpath
+import re
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +19,7 @@ import fsspec.core
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
-from fsspec.asyn import AsyncFileSystem
+from fsspec.asyn import AsyncFileSystem, sync
 
 SUCCESS = "_SUCCESS"
 MANIFEST = "_MANIFEST.json"
@@ -64,8 +67,12 @@ def read_many(uris: Sequence[str]) -> list[bytes | Exception]:
     paths = [filesystem._strip_protocol(uri) for uri in uris]
     if not isinstance(filesystem, AsyncFileSystem):
         return [_read_or_error(filesystem, path) for path in paths]
-    found = filesystem.cat(list(dict.fromkeys(paths)), on_error="return")
-    return [found[path] for path in paths]
+    return sync(filesystem.loop, _read_all, filesystem, paths)
+
+
+async def _read_all(filesystem: AsyncFileSystem, paths: Sequence[str]) -> list[bytes | Exception]:
+    # Not `cat`, which takes a name with brackets or stars for a pattern.
+    return await asyncio.gather(*(filesystem._cat_file(path) for path in paths), return_exceptions=True)
 
 
 def read_ahead(uris: Sequence[str], chunk: int = READ_AHEAD) -> Iterator[tuple[str, bytes | Exception]]:
@@ -91,7 +98,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     filesystem, path = open_filesystem(uri)
     if is_local(uri):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        partial = f"{path}.{os.getpid()}.partial"
+        partial = f"{path}.{uuid.uuid4().hex}.partial"
         with open(partial, "wb") as file:
             file.write(data)
         os.replace(partial, path)
@@ -118,12 +125,20 @@ def list_files(uri: str) -> list[str]:
     return sorted(name if is_local(uri) else filesystem.unstrip_protocol(name) for name in found)
 
 
+def list_parts(uri: str) -> list[str]:
+    """URIs of the files right below the folder `uri` that are named as this project names its parts: part-NNNNN.parquet."""
+    return [found for found in list_files(uri) if re.fullmatch(r"part-\d{5,6}\.parquet", posixpath.relpath(_path(found), _path(uri)))]
+
+
+def _path(uri: str) -> str:
+    return open_filesystem(uri)[1]
+
+
 def delete(uris: Iterable[str]) -> None:
-    """Deletes the files `uris`, all on one filesystem."""
-    uris = list(uris)
-    if uris:
-        filesystem, _ = open_filesystem(uris[0])
-        filesystem.rm([filesystem._strip_protocol(uri) for uri in uris])
+    """Deletes the files `uris`."""
+    for uri in uris:
+        filesystem, path = open_filesystem(uri)
+        filesystem.rm_file(path)
 
 
 def read_json(uri: str) -> Any:

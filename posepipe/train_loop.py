@@ -5,6 +5,7 @@ samples and takes its part of each global batch; gradients are those of the mean
 """
 
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -98,8 +99,13 @@ def train_loop(arguments: dict[str, Any]) -> None:
     optimizer.load_state_dict(optimizer.state_dict())
     for epoch in range(len(history), config.epochs):
         start = time.monotonic()
+        # Dropout draws from here: every worker its own, and the same again after a restart.
+        torch.manual_seed(hash((config.seed, epoch, rank)) & 0x7FFFFFFF)
         loss = _train_epoch(config, task, model, own, cache, optimizer, schedule, epoch, (rank, world), len(steps), device)
         seconds = time.monotonic() - start
+        if world > 1:  # Validate what is saved: the statistics of rank 0.
+            for buffer in own.buffers():
+                torch.distributed.broadcast(buffer, 0)
         val_loss, score = evaluate(own, task, val_cache, config.batch_size, (rank, world), device)
         row = {
             "epoch": epoch + 1,
@@ -108,9 +114,9 @@ def train_loop(arguments: dict[str, Any]) -> None:
             "images_per_second": len(steps) * config.batch_size / seconds,
             "val_loss": val_loss,
             **{f"val_{name}": value for name, value in score.summary().items()},
+            "objective": score.objective,
         }
         history.append(row)
-        metrics = {**row, "objective": score.objective}
         with tempfile.TemporaryDirectory() as folder:
             saved = None
             if rank == 0:
@@ -125,7 +131,7 @@ def train_loop(arguments: dict[str, Any]) -> None:
                 torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, os.path.join(folder, STATE_FILE))
                 storage.write_json(os.path.join(folder, HISTORY_FILE), history)
                 saved = Checkpoint.from_directory(folder)
-            ray.train.report(metrics, checkpoint=saved)
+            ray.train.report(row, checkpoint=saved)
 
 
 def _rate(step: int, total: int, schedule: str) -> float:
@@ -135,7 +141,7 @@ def _rate(step: int, total: int, schedule: str) -> float:
     warmup = max(1, round(WARMUP * total))
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, total - warmup)))
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def _train_epoch(

@@ -28,7 +28,7 @@ import posepipe
 from posepipe import cluster, samples, storage
 from posepipe.config import TrainConfig
 from posepipe.geometry import transform
-from posepipe.models import MODEL_FILE, ModelConfig, build_model, load_weights, save_model
+from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, load_weights, save_model
 from posepipe.tasks import TASKS
 from posepipe.train_loop import HISTORY_FILE, train_loop
 
@@ -66,11 +66,11 @@ def load_data(config: TrainConfig) -> TrainingData:
     samples_uri = storage.resolve_uri(config.samples_uri)
     manifest = samples.read_manifest(samples_uri)
     needed = (manifest["rows"]["train"] + manifest["rows"]["val"]) * 3 * manifest["size"] ** 2
-    store = ray.cluster_resources().get("object_store_memory", 0.0)
-    if needed > 0.8 * store and not cluster.can_grow():
+    store = cluster.smallest_object_store()
+    if needed > 0.8 * store:
         raise ValueError(
-            f"the decoded samples take {needed / 2**30:.1f} GiB, the cluster's object store holds {store / 2**30:.1f} GiB "
-            "and must keep a fifth free; use smaller crops, more nodes, or start Ray with a larger --object-store-memory"
+            f"the decoded samples take {needed / 2**30:.1f} GiB, the object store of a node holds {store / 2**30:.1f} GiB "
+            "and must keep a fifth free; use smaller crops, or start Ray with a larger --object-store-memory"
         )
     datasets = [samples.load_pixels(samples_uri, split).materialize() for split in ("train", "val")]
     train_labels, val_labels = (_collect_labels(dataset) for dataset in datasets)
@@ -111,30 +111,11 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
         claim_folder(run_uri, settings)
         logger.warning("run %s is complete; its result is read, nothing is trained", run_uri)
         return storage.read_json(storage.join_uri(run_uri, RESULT_FILE))
-    cluster.require(
-        f"training with {config.num_workers} workers",
-        cpus=config.num_workers * config.cpus_per_worker,
-        gpus=config.num_workers * config.use_gpu,
-        hint="change --num-workers, --cpus-per-worker or --use-gpu",
-    )
-    data = data or load_data(config)
-    torch.manual_seed(config.seed)
+    if data is None:
+        require_workers(f"training with {config.num_workers} workers", config)
+        data = load_data(config)
     # Built here first: a wrong name or weights file is found before the folder is taken and workers start.
-    model = build_model(
-        ModelConfig(
-            **{name: getattr(config, name) for name in ("task", "model", "regression_head", "feature_stride")},
-            size=data.manifest["size"],
-            framing=data.manifest["framing"],
-            mean_points=data.mean_points.tolist(),
-            samples_fingerprint=samples.fingerprint(data.manifest),
-        )
-    )
-    report = load_weights(model, config.weights)
-    if report.loaded:
-        print(
-            f"weights: {len(report.loaded)} tensors loaded; missing {report.missing or 'none'}; unused {report.unused or 'none'}",
-            flush=True,
-        )
+    model = build_initial_model(config, data)
     claim_folder(run_uri, settings)
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, os.path.join(folder, MODEL_FILE))
@@ -163,10 +144,44 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
     return _finish(config, run_uri, data, fitted)
 
 
+def resolve_uris(config: TrainConfig) -> TrainConfig:
+    """The same config, whatever folder it is used from."""
+    weights = tuple(source if source in ("none", "imagenet") else storage.resolve_uri(source) for source in config.weights)
+    samples_uri, runs_uri = storage.resolve_uri(config.samples_uri), storage.resolve_uri(config.runs_uri)
+    return dataclasses.replace(config, samples_uri=samples_uri, runs_uri=runs_uri, weights=weights)
+
+
+def require_workers(what: str, config: TrainConfig) -> None:
+    """Refuses a run whose workers the cluster cannot hold."""
+    hint = "change --num-workers, --cpus-per-worker or --use-gpu"
+    cluster.require(what, units=config.num_workers, cpus=config.cpus_per_worker, gpus=int(config.use_gpu), hint=hint)
+
+
+def build_initial_model(config: TrainConfig, data: TrainingData) -> PoseModel:
+    """The model before its first step, the same for every worker; ValueError for an unknown name or weights that do not fit."""
+    torch.manual_seed(config.seed)
+    model = build_model(
+        ModelConfig(
+            **{name: getattr(config, name) for name in ("task", "model", "regression_head", "feature_stride")},
+            size=data.manifest["size"],
+            framing=data.manifest["framing"],
+            mean_points=data.mean_points.tolist(),
+            samples_fingerprint=samples.fingerprint(data.manifest),
+        )
+    )
+    report = load_weights(model, config.weights)
+    if report.loaded:
+        print(
+            f"weights: {len(report.loaded)} tensors loaded; missing {report.missing or 'none'}; unused {report.unused or 'none'}",
+            flush=True,
+        )
+    return model
+
+
 def describe_config(config: TrainConfig) -> dict[str, Any]:
     """The config as the run folder keeps it, with the samples that it stands on."""
-    manifest = samples.read_manifest(storage.resolve_uri(config.samples_uri))
-    return {**dataclasses.asdict(config), "weights": list(config.weights), "samples_fingerprint": samples.fingerprint(manifest)}
+    fingerprint = samples.fingerprint(samples.read_manifest(storage.resolve_uri(config.samples_uri)))
+    return {**dataclasses.asdict(config), "job": "train", "weights": list(config.weights), "samples_fingerprint": fingerprint}
 
 
 def claim_folder(run_uri: str, wanted: dict[str, Any]) -> None:

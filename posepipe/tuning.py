@@ -5,6 +5,7 @@ the folder itself, so that it is a checkpoint like any other run's.
 """
 
 import dataclasses
+import json
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -34,17 +35,19 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     Raises:
         ValueError: a name that is taken by another sweep, no samples, too small a cluster, or no trial that ended well.
     """
+    # Trials run in folders of their own, where a relative path means something else.
+    config = dataclasses.replace(config, train=training.resolve_uris(config.train))
     shared = config.train
-    runs_uri = storage.resolve_uri(shared.runs_uri)
-    sweep_uri = storage.join_uri(runs_uri, shared.name)
-    _claim_sweep(config, sweep_uri)
+    sweep_uri = storage.join_uri(shared.runs_uri, shared.name)
     if storage.exists(storage.join_uri(sweep_uri, storage.SUCCESS)):
+        _claim_sweep(config, sweep_uri)
         logger.warning("sweep %s is complete; its result is read, nothing is trained", sweep_uri)
         return storage.read_json(storage.join_uri(sweep_uri, training.RESULT_FILE))
-    each = {"cpus": shared.num_workers * shared.cpus_per_worker, "gpus": shared.num_workers * int(shared.use_gpu)}
-    cluster.require("one trial", **each, hint="change --num-workers, --cpus-per-worker or --use-gpu")
-    at_once = cluster.num_fitting(**each)
+    training.require_workers("one trial", shared)
+    at_once = cluster.num_fitting(cpus=shared.cpus_per_worker, gpus=int(shared.use_gpu)) // shared.num_workers
     data = training.load_data(shared)
+    training.build_initial_model(shared, data)
+    _claim_sweep(config, sweep_uri)
     trainable = ray.tune.with_parameters(_run_trial, config=config, data=data)
     # The driver of a trial waits; its workers are what needs the CPUs. Tune takes no request for nothing, so it asks for one byte.
     trainable = ray.tune.with_resources(trainable, {"memory": 1})
@@ -74,6 +77,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
 def _claim_sweep(config: TuneConfig, sweep_uri: str) -> None:
     wanted = {
         **training.describe_config(config.train),
+        "job": "tune",
         "search": list(config.search),
         "num_trials": config.num_trials,
         "scheduler": config.scheduler,
@@ -82,7 +86,7 @@ def _claim_sweep(config: TuneConfig, sweep_uri: str) -> None:
 
 
 def _run_trial(parameters: dict[str, Any], config: TuneConfig, data: training.TrainingData) -> None:
-    trials_uri = storage.join_uri(storage.resolve_uri(config.train.runs_uri), config.train.name, TRIALS_FOLDER)
+    trials_uri = storage.join_uri(config.train.runs_uri, config.train.name, TRIALS_FOLDER)
     trial = dataclasses.replace(config.train, **parameters, runs_uri=trials_uri, name=ray.tune.get_context().get_trial_id())
     training.train(trial, data, [TuneReportCallback()])
 
@@ -130,29 +134,38 @@ def _row(config: TuneConfig, sweep_uri: str, result: Any) -> dict[str, Any]:
     """One trial: what was tried, how it ended, its best epoch."""
     fields = [parse_search(text)[0] for text in config.search]
     trial_id = result.path.rstrip("/").rpartition("/")[2]
-    epochs = result.metrics_dataframe
+    trial_uri = storage.join_uri(sweep_uri, TRIALS_FOLDER, trial_id)
+    is_complete = storage.exists(storage.join_uri(trial_uri, storage.SUCCESS))
+    # A complete run says more than Tune, which forgets what happened before the sweep was interrupted.
+    epochs = storage.read_json(storage.join_uri(trial_uri, training.HISTORY_FILE)) if is_complete else _reported(result)
     row: dict[str, Any] = {
         "trial_id": trial_id,
         **{name: (result.config or {}).get(name) for name in fields},
-        "status": "failed",
+        "status": "completed" if is_complete else "failed" if result.error else "stopped early",
         "error": str(result.error) if result.error else None,
-        "epochs": 0 if epochs is None else len(epochs),
+        "epochs": len(epochs),
         "epoch": None,
         "objective": None,
         "checkpoint_uri": None,
     }
-    if epochs is not None and "objective" in epochs:
-        best = epochs.loc[epochs["objective"].idxmax()]
-        folder = str(best["checkpoint_path"]).rstrip("/").rpartition("/")[2]
+    if epochs:
+        # Of equals Ray keeps the latest checkpoint.
+        best = max(epochs, key=lambda epoch: (epoch["objective"], epoch["epoch"]))
+        folder = str(best.get("checkpoint_path", "")).rstrip("/").rpartition("/")[2]
         row |= {
-            "epoch": int(best["epoch"]),
-            "objective": float(best["objective"]),
-            "checkpoint_uri": storage.join_uri(sweep_uri, TRIALS_FOLDER, trial_id, folder),
-            **{name: best[name].item() for name in epochs.columns if name.startswith("val_") and epochs[name].dtype.kind in "if"},
+            "epoch": best["epoch"],
+            "objective": best["objective"],
+            "checkpoint_uri": trial_uri if is_complete else storage.join_uri(trial_uri, folder),
+            **{name: value for name, value in best.items() if name.startswith("val_")},
         }
-    if not result.error:
-        row["status"] = "completed" if row["epochs"] >= config.train.epochs else "stopped early"
     return row
+
+
+def _reported(result: Any) -> list[dict[str, Any]]:
+    """What a trial told Tune, one dict per epoch."""
+    if result.metrics_dataframe is None or "objective" not in result.metrics_dataframe:
+        return []
+    return json.loads(result.metrics_dataframe.to_json(orient="records"))
 
 
 def describe(result: dict[str, Any]) -> str:

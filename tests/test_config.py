@@ -68,7 +68,7 @@ def test_the_defaults_are_in_bounds():
         (TrainConfig, TRAIN | {"cpus_per_worker": 0}, "--cpus-per-worker must be at least 1, got 0"),
         (TrainConfig, TRAIN | {"max_failures": -1}, "--max-failures must be at least 0, got -1"),
         (TrainConfig, TRAIN | {"feature_stride": 3}, "--feature-stride must be at least 4, got 3"),
-        (TrainConfig, TRAIN | {"batch_size": 7, "num_workers": 8}, "--batch-size must be at least 8, got 7"),
+        (TrainConfig, TRAIN | {"batch_size": 7, "num_workers": 8}, "--batch-size must be at least 16, got 7"),
         (TrainConfig, TRAIN | {"learning_rate": 0.0}, "--learning-rate must be positive, got 0.0"),
         (TrainConfig, TRAIN | {"learning_rate": float("nan")}, "--learning-rate must be positive, got nan"),
         (TrainConfig, TRAIN | {"name": ""}, "--name must be one folder name, got ''"),
@@ -92,8 +92,8 @@ def test_a_dry_run_needs_no_place_for_samples():
     assert PrepareConfig(mpii_uri="raw", dry_run=True).samples_uri == ""
 
 
-def test_one_sample_per_worker_is_enough():
-    assert TrainConfig(**TRAIN, batch_size=8, num_workers=8).batch_size == 8
+def test_two_samples_per_worker_are_enough():
+    assert TrainConfig(**TRAIN, batch_size=16, num_workers=8).batch_size == 16
 
 
 def test_configs_are_frozen():
@@ -116,8 +116,8 @@ def test_flags_make_a_config():
 
 
 def test_a_sweep_takes_the_flags_of_a_training_run():
-    config = parse(TuneConfig, [*TRAIN_FLAGS, "--epochs", "3", "--search", "epochs=grid:1,2", "--num-trials", "4"])
-    assert config == TuneConfig(train=TrainConfig(**TRAIN, epochs=3), search=("epochs=grid:1,2",), num_trials=4)
+    config = parse(TuneConfig, [*TRAIN_FLAGS, "--epochs", "3", "--search", "seed=grid:1,2", "--num-trials", "4"])
+    assert config == TuneConfig(train=TrainConfig(**TRAIN, epochs=3), search=("seed=grid:1,2",), num_trials=4)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_sweep_takes_the_flags_of_a_training_run():
         (TrainConfig, TRAIN_FLAGS[:4], "--name"),
         (TrainConfig, (*TRAIN_FLAGS, "--preset", "nature"), "unknown preset 'nature'; choices: paper-head-deeppose, paper-head-resnet"),
         (PrepareConfig, ("--mpii-uri", "raw", "--samples-uri", "s", "--preset", "paper-pose-resnet"), "--preset"),
-        (TuneConfig, (*TRAIN_FLAGS, "--search", "epochs=grid:x"), "invalid literal for int()"),
+        (TuneConfig, (*TRAIN_FLAGS, "--search", "seed=grid:x"), "invalid literal for int()"),
     ],
 )
 def test_a_users_mistake_ends_with_a_message_and_status_2(capsys, config_class, flags, said):
@@ -209,9 +209,9 @@ def test_a_flag_switches_off_what_the_file_switched_on(tmp_path):
 
 
 def test_a_sweep_reads_files_and_presets(tmp_path):
-    file = yaml_file(tmp_path, search=["epochs=grid:1,2", "seed=choice:1,2"], num_trials=3)
+    file = yaml_file(tmp_path, search=["batch_size=grid:8,16", "seed=choice:1,2"], num_trials=3)
     config = parse(TuneConfig, [*TRAIN_FLAGS, "--preset", "paper-head-resnet", "--config", file])
-    assert (config.train.task, config.search, config.num_trials) == ("head", ("epochs=grid:1,2", "seed=choice:1,2"), 3)
+    assert (config.train.task, config.search, config.num_trials) == ("head", ("batch_size=grid:8,16", "seed=choice:1,2"), 3)
 
 
 def test_an_unknown_field_of_a_file_is_refused(capsys, tmp_path):
@@ -255,15 +255,16 @@ def test_a_search_is_parsed_in_the_fields_type(text, parsed):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lr=grid:1", "unknown field to search 'lr'; choices: task, model"),
+        ("lr=grid:1", "unknown field to search 'lr'; choices: model, regression_head"),
         ("weights=grid:a", "unknown field to search 'weights'"),
         ("name=grid:a", "unknown field to search 'name'"),
-        ("epochs", "unknown kind of search for epochs ''; choices: grid, choice, uniform, loguniform"),
-        ("epochs=1,2", "unknown kind of search for epochs '1,2'"),
-        ("epochs=normal:1,2", "unknown kind of search for epochs 'normal'"),
-        ("epochs=uniform:1,2", "uniform draws floats, but epochs is int; use grid or choice"),
-        ("epochs=grid:1,many", "'epochs=grid:1,many': invalid literal for int"),
-        ("epochs=grid:", "'epochs=grid:': invalid literal for int"),
+        ("epochs=grid:1,2", "unknown field to search 'epochs'"),
+        ("seed", "unknown kind of search for seed ''; choices: grid, choice, uniform, loguniform"),
+        ("seed=1,2", "unknown kind of search for seed '1,2'"),
+        ("seed=normal:1,2", "unknown kind of search for seed 'normal'"),
+        ("seed=uniform:1,2", "uniform draws floats, but seed is int; use grid or choice"),
+        ("seed=grid:1,many", "'seed=grid:1,many': invalid literal for int"),
+        ("seed=grid:", "'seed=grid:': invalid literal for int"),
         ("learning_rate=uniform:1", "expected uniform:LOW,HIGH"),
         ("learning_rate=loguniform:1,2,3", "expected loguniform:LOW,HIGH"),
         ("learning_rate=loguniform:1e-3,1e-5", "expected 0 < LOW < HIGH"),
@@ -278,10 +279,10 @@ def test_a_search_that_makes_no_sense_is_refused(text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs=grid:1,0", "--epochs must be at least 1, got 0"),
+        ("feature_stride=grid:16,0", "--feature-stride must be at least 4, got 0"),
         ("regression_head=choice:direct,rle", "unknown regression head 'rle'; choices: direct, paper, heatmap"),
         ("learning_rate=grid:-1", "--learning-rate must be positive"),
-        ("batch_size=choice:0", "--batch-size must be at least 1, got 0"),
+        ("batch_size=choice:0", "--batch-size must be at least 2, got 0"),
         ("augment=grid:maybe", "unknown value of augment 'maybe'; choices: true, false"),
     ],
 )

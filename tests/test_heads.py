@@ -180,9 +180,9 @@ def test_a_perfect_heatmap_decodes_to_its_point(size):
     decoded, confidence = head.decode(perfect_maps(head, points))
     error = (decoded - points).norm(dim=-1)[:, 0] / 4  # cells
     to_border = torch.minimum(points + 0.5, size - 0.5 - points).amin(dim=(1, 2)) / 4
-    # Measured: 0.09 of a cell inside, 0.5 where the border leaves the window no more than the peak's own cell.
+    # Measured: 0.09 of a cell inside. At the border the window is the peak's own cell alone: half a cell along each axis.
     assert error[to_border >= 3].max() < 0.1
-    assert error.max() < 0.55
+    assert error.max() < 0.5 * 2**0.5
     assert confidence[to_border >= 3].min() > 0.9
 
 

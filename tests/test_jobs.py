@@ -259,8 +259,8 @@ def test_train_needs_both_splits(mistakes: Mistakes, synthetic_mpii: str, tmp_pa
 
 def test_tune_says_what_is_wrong(mistakes: Mistakes, person_samples: str, tmp_path: Path) -> None:
     new = {"samples_uri": person_samples, "runs_uri": tmp_path, "name": "sweep"}
-    assert "unknown field to search 'rate'; choices: task, model," in mistakes.message(tune, **new, search="rate=grid:1,2")
-    assert "unknown kind of search for epochs 'list'; choices: grid," in mistakes.message(tune, **new, search="epochs=list:1")
+    assert "unknown field to search 'rate'; choices: model," in mistakes.message(tune, **new, search="rate=grid:1,2")
+    assert "unknown kind of search for seed 'list'; choices: grid," in mistakes.message(tune, **new, search="seed=list:1")
     assert "expected 0 < LOW < HIGH" in mistakes.message(tune, **new, search="learning_rate=loguniform:1,0.1")
     assert "no complete samples at" in mistakes.message(tune, **{**new, "samples_uri": tmp_path})
     assert "one trial needs 7 CPUs" in mistakes.message(tune, **new, num_workers=7)

@@ -216,3 +216,12 @@ def test_the_head_task_writes_boxes_and_their_iou(person_samples: str, tmp_path:
     labelled = [row["head_iou"] for row in rows if row["head_iou"] is not None]
     assert summary["score"]["head_iou"] == pytest.approx(np.mean(labelled), abs=1e-6)
     assert summary["score"]["num_people"] == len(labelled)
+
+
+def test_files_of_others_in_the_same_place_stay(person_samples: str, pose_checkpoint: str, tmp_path: Path) -> None:
+    others = ["part-00000-abc.snappy.parquet", "runs/pose/_SUCCESS", "samples/train/part-00000.parquet", "notes.txt"]
+    for name in others:
+        storage.write_bytes(str(tmp_path / name), b"precious")
+    config = ScoreConfig(checkpoint_uri=pose_checkpoint, samples_uri=person_samples, predictions_uri=str(tmp_path))
+    scoring.score(config)
+    assert all((tmp_path / name).read_bytes() == b"precious" for name in others)

@@ -246,3 +246,24 @@ def test_local_paths_become_absolute_and_the_rest_stays(tmp_path, monkeypatch):
 
 def test_paths_and_file_uris_are_local():
     assert [is_local(uri) for uri in ("a/b", "/a", "file:///a", "s3://a", "memory://a")] == [True, True, True, False, False]
+
+
+def test_names_with_brackets_and_stars_are_names(s3_endpoint, monkeypatch):
+    import boto3
+
+    boto3.client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket="names")
+    for name in ("photo[1].jpg", "photo1.jpg", "a*b.jpg"):
+        storage.write_bytes(f"s3://names/{name}", name.encode())
+    uris = ["s3://names/photo[1].jpg", "s3://names/a*b.jpg", "s3://names/gone.jpg"]
+    found = storage.read_many(uris)
+    assert found[:2] == [b"photo[1].jpg", b"a*b.jpg"]
+    assert isinstance(found[2], FileNotFoundError)
+    storage.delete(["s3://names/photo[1].jpg"])
+    assert [uri.rpartition("/")[2] for uri in storage.list_files("s3://names")] == ["a*b.jpg", "photo1.jpg"]
+
+
+def test_only_parts_right_below_a_folder_are_listed_as_its_parts(tmp_path):
+    for name in ("part-00001.parquet", "part-000002.parquet", "part-00000-abc.snappy.parquet", "train/part-00001.parquet", "_SUCCESS"):
+        storage.write_bytes(str(tmp_path / "part-time" / name), b"")
+    found = storage.list_parts(str(tmp_path / "part-time"))
+    assert [uri.rpartition("/")[2] for uri in found] == ["part-000002.parquet", "part-00001.parquet"]

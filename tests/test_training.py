@@ -82,7 +82,7 @@ def test_more_than_the_cluster_has_is_refused_with_the_numbers(person_samples: s
     with pytest.raises(
         ValueError, match=r"training with 40 workers needs 40 CPUs and 0 GPUs, the cluster has 6 CPUs and 0 GPUs; change --num-workers"
     ):
-        training.train(config(person_samples, tmp_path, "x", num_workers=40, batch_size=40))
+        training.train(config(person_samples, tmp_path, "x", num_workers=40, batch_size=80))
     with pytest.raises(ValueError, match="1 GPUs, the cluster has 6 CPUs and 0 GPUs"):
         training.train(config(person_samples, tmp_path, "x", use_gpu=True))
 
@@ -104,9 +104,16 @@ def test_two_workers_learn_what_one_learns_and_score_every_row_once(person_sampl
 
 
 def test_a_killed_run_goes_on_at_its_last_checkpoint(person_samples: str, tmp_path: Path) -> None:
-    run = config(person_samples, tmp_path, "killed", epochs=6)
+    run = config(person_samples, tmp_path, "killed", epochs=6, schedule="cosine")
     flags = [f"--samples-uri={run.samples_uri}", f"--runs-uri={run.runs_uri}", "--name=killed", "--model=resnet10t", "--augment"]
-    flags += ["--regression-head=heatmap", "--feature-stride=16", "--epochs=6", "--batch-size=16", "--learning-rate=0.002"]
+    flags += [
+        "--regression-head=heatmap",
+        "--feature-stride=16",
+        "--epochs=6",
+        "--batch-size=16",
+        "--learning-rate=0.002",
+        "--schedule=cosine",
+    ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     # Its own process group, so that SIGKILL takes its Ray with it, as a lost machine would.
     process = subprocess.Popen(
