@@ -146,10 +146,9 @@ def _probe(network: nn.Module, size: int) -> Tensor:
     """The feature map of one black crop. Parameters that it does not depend on (the rest of a cut network) are frozen: several workers
     would wait for their gradients."""
     network.eval()
-    with torch.inference_mode(False), torch.enable_grad():
-        output = network(torch.zeros(1, 3, size, size))
-        features = output[-1] if isinstance(output, list) else output
-        features.sum().backward()
+    output = network(torch.zeros(1, 3, size, size))
+    features = output[-1] if isinstance(output, list) else output
+    features.sum().backward()
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None
@@ -160,7 +159,8 @@ def _probe(network: nn.Module, size: int) -> Tensor:
 def build_model(config: ModelConfig) -> PoseModel:
     """A model with random weights; ValueError for an unknown name, with the choices."""
     # Pixels come as rows of RGB triples; convolutions on CPUs and tensor cores are fastest on just that layout.
-    return PoseModel(config).to(memory_format=torch.channels_last)
+    with torch.inference_mode(False), torch.enable_grad():
+        return PoseModel(config).to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
