@@ -96,6 +96,8 @@ class SamePad(nn.ZeroPad2d):
 
 def _build_deeppose(size: int, feature_stride: int) -> Backbone:
     """The paper's network up to its second fully connected layer (after Toshev, Szegedy: DeepPose, 2014)."""
+    if feature_stride != 32:
+        raise ValueError(f"deeppose cannot be cut: --feature-stride must stay 32, got {feature_stride}")
     maps = -(-size // 4) // 2 // 2 // 2
     if not maps:
         raise ValueError(f"deeppose needs crops of at least 29 px, got {size}")

@@ -67,6 +67,8 @@ def read_annotation_file(mpii_uri: str) -> bytes:
         return storage.read_bytes(uri)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"no annotation file at {uri}: --mpii-uri must hold {ANNOTATION_FILE} and {IMAGES_FOLDER}/") from error
+    except PermissionError as error:
+        raise ValueError(f"the storage refuses to hand out {uri}: {error}") from error
 
 
 def parse_annotations(data: bytes, uri: str = ANNOTATION_FILE) -> tuple[pa.Table, pa.Table]:

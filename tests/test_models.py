@@ -339,3 +339,8 @@ def test_the_real_resnet18_lacks_what_its_readme_says(shared_data):
     cut = load_weights(build(model="resnet18", feature_stride=16), files)
     assert cut.missing == []
     assert all(name.startswith("layer4.") for name in cut.unused)
+
+
+def test_a_stride_that_would_have_no_effect_is_refused():
+    with pytest.raises(ValueError, match="deeppose cannot be cut: --feature-stride must stay 32, got 16"):
+        build(model="deeppose", feature_stride=16)
