@@ -1,14 +1,14 @@
 """all of it, on a generated MPII-shaped data set or on a real one"""
 
-from posepipe import config
+from posepipe import cli
 from posepipe.config import DemoConfig
 
 
 def main() -> None:
-    settings = config.parse(DemoConfig)
+    settings = cli.parse(DemoConfig)
     from posepipe import cluster, demo
 
-    with config.user_errors():
+    with cli.user_errors():
         cluster.connect()
         print(demo.describe(demo.run(settings)))
 

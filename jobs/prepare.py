@@ -2,15 +2,15 @@
 
 import json
 
-from posepipe import config
+from posepipe import cli
 from posepipe.config import PrepareConfig
 
 
 def main() -> None:
-    settings = config.parse(PrepareConfig)
+    settings = cli.parse(PrepareConfig)
     from posepipe import cluster, preparing
 
-    with config.user_errors():
+    with cli.user_errors():
         if settings.dry_run:
             print(json.dumps(preparing.inventory(settings), indent=1))
             return

@@ -1,14 +1,14 @@
 """samples or an image bucket + checkpoint -> predictions (and PCKh where labels exist)"""
 
-from posepipe import config
+from posepipe import cli
 from posepipe.config import ScoreConfig
 
 
 def main() -> None:
-    settings = config.parse(ScoreConfig)
+    settings = cli.parse(ScoreConfig)
     from posepipe import cluster, scoring
 
-    with config.user_errors():
+    with cli.user_errors():
         cluster.connect()
         print(scoring.describe(scoring.score(settings), settings.predictions_uri))
 

@@ -1,14 +1,14 @@
 """samples -> checkpoint"""
 
-from posepipe import config
+from posepipe import cli
 from posepipe.config import TrainConfig
 
 
 def main() -> None:
-    settings = config.parse(TrainConfig)
+    settings = cli.parse(TrainConfig)
     from posepipe import cluster, training
 
-    with config.user_errors():
+    with cli.user_errors():
         cluster.connect()
         print(training.describe(training.train(settings)))
 

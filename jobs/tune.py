@@ -1,14 +1,14 @@
 """samples -> best checkpoint of a sweep over learning rate, batch size, …"""
 
-from posepipe import config
+from posepipe import cli
 from posepipe.config import TuneConfig
 
 
 def main() -> None:
-    settings = config.parse(TuneConfig)
+    settings = cli.parse(TuneConfig)
     from posepipe import cluster, tuning
 
-    with config.user_errors():
+    with cli.user_errors():
         cluster.connect()
         print(tuning.describe(tuning.tune(settings)))
 

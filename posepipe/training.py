@@ -86,7 +86,8 @@ def load_data(config: TrainConfig) -> TrainingData:
 
 
 def _collect_labels(dataset: ray.data.Dataset) -> dict[str, NDArray[Any]]:
-    tables = [table.drop_columns(["pixels"]) for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow")]
+    # Without the pixels, which would all come to the driver's node.
+    tables = list(dataset.drop_columns(["pixels"]).iter_batches(batch_size=None, batch_format="pyarrow"))
     return samples.label_arrays(pa.concat_tables(tables))
 
 

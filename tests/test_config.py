@@ -1,40 +1,12 @@
-"""config.py: bounds, choices, presets, files, and who has the last word."""
+"""config.py: bounds, choices, what a sweep may try."""
 
 import pytest
-import yaml
 
-from posepipe.config import (
-    PRESETS,
-    DemoConfig,
-    PrepareConfig,
-    ScoreConfig,
-    TrainConfig,
-    TuneConfig,
-    check_choice,
-    parse,
-    parse_search,
-    user_errors,
-)
+from posepipe.config import DemoConfig, PrepareConfig, ScoreConfig, TrainConfig, TuneConfig, check_choice, parse_search
 
 PREPARE = {"mpii_uri": "raw", "samples_uri": "samples"}
 TRAIN = {"samples_uri": "samples", "runs_uri": "runs", "name": "first"}
 SCORE = {"checkpoint_uri": "run", "predictions_uri": "predictions", "samples_uri": "samples"}
-TRAIN_FLAGS = ("--samples-uri", "samples", "--runs-uri", "runs", "--name", "first")
-
-
-def refusal(capsys, config_class, *flags):
-    """What a user reads who gives flags that are refused."""
-    with pytest.raises(SystemExit) as caught:
-        parse(config_class, flags)
-    assert caught.value.code == 2
-    printed = capsys.readouterr()
-    return " ".join((printed.err + printed.out).replace("│", " ").split())
-
-
-def yaml_file(tmp_path, **values):
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return str(path)
 
 
 # Bounds and choices
@@ -105,130 +77,6 @@ def test_a_choice_that_is_one_passes():
     check_choice("thing", "a", ("a", "b"))
     with pytest.raises(ValueError, match="unknown thing 'c'; choices: a, b"):
         check_choice("thing", "c", ("a", "b"))
-
-
-# Command line
-
-
-def test_flags_make_a_config():
-    config = parse(TrainConfig, [*TRAIN_FLAGS, "--task", "head", "--epochs", "3", "--augment", "--weights", "imagenet", "b.pt"])
-    assert config == TrainConfig(**TRAIN, task="head", epochs=3, augment=True, weights=("imagenet", "b.pt"))
-
-
-def test_a_sweep_takes_the_flags_of_a_training_run():
-    config = parse(TuneConfig, [*TRAIN_FLAGS, "--epochs", "3", "--search", "seed=grid:1,2", "--num-trials", "4"])
-    assert config == TuneConfig(train=TrainConfig(**TRAIN, epochs=3), search=("seed=grid:1,2",), num_trials=4)
-
-
-@pytest.mark.parametrize(
-    ("config_class", "flags", "said"),
-    [
-        (TrainConfig, (*TRAIN_FLAGS, "--epochs", "0"), "--epochs must be at least 1, got 0"),
-        (TrainConfig, (*TRAIN_FLAGS, "--task", "hands"), "invalid choice 'hands'"),
-        (TrainConfig, (*TRAIN_FLAGS, "--epoch", "3"), "Unrecognized options: --epoch"),
-        (TrainConfig, TRAIN_FLAGS[:4], "--name"),
-        (TrainConfig, (*TRAIN_FLAGS, "--preset", "nature"), "unknown preset 'nature'; choices: paper-head-deeppose, paper-head-resnet"),
-        (PrepareConfig, ("--mpii-uri", "raw", "--samples-uri", "s", "--preset", "paper-pose-resnet"), "--preset"),
-        (TuneConfig, (*TRAIN_FLAGS, "--search", "seed=grid:x"), "invalid literal for int()"),
-    ],
-)
-def test_a_users_mistake_ends_with_a_message_and_status_2(capsys, config_class, flags, said):
-    assert said in refusal(capsys, config_class, *flags)
-
-
-def test_user_errors_says_value_errors_without_a_trace(capsys):
-    with pytest.raises(SystemExit) as caught, user_errors():
-        raise ValueError("expected a, got b")
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == "error: expected a, got b\n"
-
-
-def test_user_errors_lets_other_errors_through():
-    with pytest.raises(KeyError), user_errors():
-        raise KeyError("a fault of the program")
-
-    # Ray names the errors of its tasks so, and lets them inherit from what the task raised.
-    task_error = type("RayTaskError(ValueError)", (ValueError,), {})
-    with pytest.raises(task_error), user_errors():
-        raise task_error
-
-
-# Presets and files
-
-
-@pytest.mark.parametrize(
-    ("preset", "task", "model", "batch_size", "epochs", "learning_rate"),
-    [
-        ("paper-head-deeppose", "head", "deeppose", 128, 100, 5e-5),
-        ("paper-head-resnet", "head", "resnetv2_50", 32, 100, 5e-5),
-        ("paper-pose-deeppose", "pose", "deeppose", 128, 300, 5e-4),
-        ("paper-pose-resnet", "pose", "resnetv2_50", 32, 300, 5e-4),
-    ],
-)
-def test_presets_hold_the_papers_numbers(preset, task, model, batch_size, epochs, learning_rate):
-    assert parse(TrainConfig, [*TRAIN_FLAGS, "--preset", preset]) == TrainConfig(
-        **TRAIN,
-        task=task,
-        model=model,
-        batch_size=batch_size,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        regression_head="paper",
-        missing_joints="zero",
-        schedule="constant",
-    )
-
-
-def test_no_preset_is_untested():
-    assert len(PRESETS) == 4
-
-
-def test_the_papers_samples_are_the_defaults_of_prepare():
-    config = PrepareConfig(**PREPARE)
-    assert (config.framing, config.people, config.size) == ("image", "single", 220)
-
-
-def test_flags_beat_the_file_and_the_file_beats_the_preset(tmp_path):
-    file = yaml_file(tmp_path, batch_size=64, epochs=7)
-    config = parse(TrainConfig, ["--preset", "paper-pose-deeppose", "--config", file, *TRAIN_FLAGS, "--epochs", "2"])
-    assert (config.model, config.batch_size, config.epochs) == ("deeppose", 64, 2)
-    # Their order on the command line does not matter.
-    assert parse(TrainConfig, [*TRAIN_FLAGS, "--epochs", "2", "--config", file, "--preset", "paper-pose-deeppose"]) == config
-
-
-def test_a_file_may_hold_every_kind_of_field(tmp_path):
-    values = TRAIN | {"weights": ["a.pt", "b.pt"], "augment": True, "freeze_norm": False, "learning_rate": 0.001, "task": "head"}
-    config = parse(TrainConfig, ["--config", yaml_file(tmp_path, **values)])
-    assert config == TrainConfig(**TRAIN, weights=("a.pt", "b.pt"), augment=True, learning_rate=0.001, task="head")
-
-
-def test_a_flag_switches_off_what_the_file_switched_on(tmp_path):
-    file = yaml_file(tmp_path, augment=True)
-    assert parse(TrainConfig, [*TRAIN_FLAGS, "--config", file]).augment
-    assert not parse(TrainConfig, [*TRAIN_FLAGS, "--config", file, "--no-augment"]).augment
-
-
-def test_a_sweep_reads_files_and_presets(tmp_path):
-    file = yaml_file(tmp_path, search=["batch_size=grid:8,16", "seed=choice:1,2"], num_trials=3)
-    config = parse(TuneConfig, [*TRAIN_FLAGS, "--preset", "paper-head-resnet", "--config", file])
-    assert (config.train.task, config.search, config.num_trials) == ("head", ("batch_size=grid:8,16", "seed=choice:1,2"), 3)
-
-
-def test_an_unknown_field_of_a_file_is_refused(capsys, tmp_path):
-    assert "Unrecognized options: --epoch" in refusal(capsys, TrainConfig, *TRAIN_FLAGS, "--config", yaml_file(tmp_path, epoch=3))
-
-
-def test_a_file_that_is_not_there_is_refused(capsys, tmp_path):
-    said = refusal(capsys, TrainConfig, *TRAIN_FLAGS, "--config", str(tmp_path / "nothing.yaml"))
-    assert said.startswith("error: cannot read the config file")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("- a\n- b\n", "must hold `field: value` lines, got list"), ("a: [", "cannot read the config")]
-)
-def test_a_file_that_holds_no_fields_is_refused(capsys, tmp_path, text, message):
-    (tmp_path / "config.yaml").write_text(text)
-    assert message in refusal(capsys, TrainConfig, *TRAIN_FLAGS, "--config", str(tmp_path / "config.yaml"))
 
 
 # --search
