@@ -1,5 +1,6 @@
 """What a sweep tries. The sweep itself runs in test_demo.py."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +33,26 @@ def test_asha_lets_a_quarter_of_the_epochs_pass_first() -> None:
     assert tuning._scheduler(sweep(epochs=1)) is None
 
 
-def test_more_than_the_cluster_has_is_refused(ray_session: None, person_samples: str, tmp_path: Any) -> None:
+def test_more_than_the_cluster_has_is_refused(ray_session: None, person_samples: str, tmp_path: Path) -> None:
     train = TrainConfig(samples_uri=person_samples, runs_uri=str(tmp_path), name="sweep", num_workers=4, cpus_per_worker=4)
     with pytest.raises(ValueError, match="one trial needs 16 CPUs and 0 GPUs, the cluster has 6 CPUs"):
         tuning.tune(TuneConfig(train=train))
+
+
+def test_trials_which_run_elsewhere_get_absolute_uris(
+    ray_session: None, person_samples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[TuneConfig] = []
+
+    def stop(trainable: Any, config: TuneConfig, data: Any) -> None:
+        given.append(config)
+        raise InterruptedError
+
+    monkeypatch.setattr(tuning.ray.tune, "with_parameters", stop)
+    monkeypatch.chdir(Path(person_samples).parent)
+    train = TrainConfig(samples_uri=Path(person_samples).name, runs_uri="runs", name="sweep", model="resnet10t")
+    with pytest.raises(InterruptedError):
+        tuning.tune(TuneConfig(train=train))
+    assert given[0].train.samples_uri == person_samples
+    assert given[0].train.runs_uri == str(Path(person_samples).parent / "runs")
+    assert given[0].train.weights == ("none",)
