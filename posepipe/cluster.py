@@ -9,8 +9,6 @@ import ray._private.state
 import ray.data
 import yaml
 
-logger = logging.getLogger(__name__)
-
 BOOTSTRAP_CONFIG = "~/ray_bootstrap_config.yaml"
 
 

@@ -31,7 +31,7 @@ class Outcome:
 
 
 def run(config: DemoConfig) -> Outcome:
-    """Runs every stage; below the same work_uri, what is complete already is not done again."""
+    """Runs every stage. Run again below the same work_uri, it takes up what is generated and trained; the rest is done anew."""
     work_uri = storage.resolve_uri(config.work_uri)
     minutes: dict[str, float] = {}
     started = time.monotonic()

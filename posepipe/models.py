@@ -3,7 +3,6 @@
 import difflib
 import io
 import json
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +17,6 @@ from torch import Tensor, nn
 from posepipe import storage
 from posepipe.heads import HEADS
 from posepipe.tasks import TASKS
-
-logger = logging.getLogger(__name__)
 
 MODEL_FILE = "model.safetensors"
 

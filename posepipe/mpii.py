@@ -6,7 +6,6 @@ nothing but `scale` and `objpos`, small unsigned integers that wrap around when 
 """
 
 import io
-import logging
 from typing import Any, cast
 
 import numpy as np
@@ -16,8 +15,6 @@ from scipy.io import loadmat
 
 from posepipe import storage
 from posepipe.skeleton import JOINT_NAMES, NUM_JOINTS
-
-logger = logging.getLogger(__name__)
 
 ANNOTATION_FILE = "mpii_human_pose_v1_u12_1.mat"
 IMAGES_FOLDER = "images"

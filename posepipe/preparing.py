@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import logging
 from collections import Counter
 from typing import Any
 
@@ -13,8 +12,6 @@ import pyarrow as pa
 from posepipe import cluster, images, mpii, samples, storage
 from posepipe.config import PrepareConfig
 from posepipe.progress import Progress
-
-logger = logging.getLogger(__name__)
 
 PERSONS_FILE = "persons.parquet"
 

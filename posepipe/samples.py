@@ -4,7 +4,6 @@ A folder of samples holds `persons.parquet` (the parsed annotation file), `error
 `<split>/part-NNNNN.parquet` (SAMPLE records) and, written last, `_MANIFEST.json`. Readers go by the manifest alone.
 """
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,6 @@ import ray.data
 from posepipe import cluster, geometry, images, metrics, storage
 from posepipe.config import Split
 from posepipe.skeleton import NUM_JOINTS
-
-logger = logging.getLogger(__name__)
 
 ERRORS_FILE = "errors.parquet"
 
