@@ -14,31 +14,9 @@ from numpy.typing import NDArray
 
 from posepipe import geometry, images, metrics, samples, storage
 from posepipe.models import load_model
+from posepipe.predictions import PREDICTION
 from posepipe.skeleton import NUM_JOINTS, PCKH_JOINTS
-from posepipe.tasks import TASKS, Score, head_box_image, pose_errors
-
-PREDICTION = pa.schema(
-    [
-        pa.field("sample_id", pa.string(), metadata={"doc": "of the sample, or the URI of the picture"}),
-        pa.field("uri", pa.string(), metadata={"doc": "of the picture"}),
-        pa.field("split", pa.string(), metadata={"doc": "of the sample, or null"}),
-        pa.field("task", pa.string(), metadata={"doc": "head or pose"}),
-        pa.field("framing", pa.string(), metadata={"doc": "what the model saw: image, or person (from the label)"}),
-        pa.field("status", pa.string(), metadata={"doc": "ok, or what was wrong: one of posepipe.images.STATUSES"}),
-        pa.field("detail", pa.string(), metadata={"doc": "what was found, empty where ok"}),
-        pa.field("width", pa.int32(), metadata={"doc": "image px as stored, or null"}),
-        pa.field("height", pa.int32(), metadata={"doc": "image px as stored, or null"}),
-        pa.field("head_box", pa.list_(pa.float32(), 4), metadata={"doc": "x1, y1, x2, y2 in image px, or null"}),
-        pa.field("joints", pa.list_(pa.float32(), 2 * NUM_JOINTS), metadata={"doc": "x, y in image px, or null"}),
-        pa.field("confidence", pa.list_(pa.float32()), metadata={"doc": "[0, 1]: 16 of the pose, 1 of the head box; null where unknown"}),
-        pa.field("joint_error", pa.list_(pa.float32(), NUM_JOINTS), metadata={"doc": "distance / head_size; null where not annotated"}),
-        pa.field("pckh", pa.float32(), metadata={"doc": "official, share of the person's labelled joints of the 14 within 0.5; or null"}),
-        pa.field("pckh_bone", pa.float32(), metadata={"doc": "the paper's, over the labelled joints of all 16; or null"}),
-        pa.field("head_iou", pa.float32(), metadata={"doc": "with the labelled head box, or null"}),
-        pa.field("model_id", pa.string(), metadata={"doc": "sha256 of the checkpoint"}),
-        pa.field("run_id", pa.string(), metadata={"doc": "name of the scoring run"}),
-    ]
-)
+from posepipe.tasks import TASKS, Score, head_box_image, joints_image, pose_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +62,13 @@ class ShardReader:
             ]
             return {"known": known, "crop_to_image": np.empty((0, 2, 3)), "labels": None}, []
         table = storage.read_table(spec["samples"])
-        labels = samples.label_arrays(table)
+        labels: dict[str, Any] = {**samples.label_arrays(table), "is_visible": table["is_visible"].to_pylist()}
         known = [
             {**row, "uri": storage.join_uri(spec["images"], row.pop("image")), "status": "ok", "detail": ""}
             for row in table.select(["sample_id", "image", "split", "framing", "width", "height"]).to_pylist()
         ]
+        for row in known:
+            row["person_from"] = "label" if row["framing"] == "person" else None
         crops = [images.decode_jpeg(crop) for crop in table["crop"].to_pylist()]
         return {"known": known, "crop_to_image": labels["crop_to_image"], "labels": labels}, crops
 
@@ -116,6 +96,7 @@ class Predictor:
         points_crop, confidence = self._predict(pixels)
         points = geometry.transform(read["crop_to_image"], points_crop)
         columns = self._columns(points, confidence, read["labels"])
+        columns["crop_to_image"] = np.reshape(read["crop_to_image"], (-1, 6))
         good = [index for index, known in enumerate(read["known"]) if known["status"] == "ok"]
         rows = [{**known, **self._constants} for known in read["known"]]
         for place, index in enumerate(good):
@@ -141,16 +122,18 @@ class Predictor:
         self, points: NDArray[np.float64], confidence: NDArray[np.float64] | None, labels: dict[str, Any] | None
     ) -> dict[str, Any]:
         """Values of PREDICTION's columns, one per predicted row."""
-        columns: dict[str, Any] = {}
-        if confidence is not None:
-            columns["confidence"] = confidence.mean(axis=1, keepdims=True) if self._task.is_box else confidence
+        columns: dict[str, Any] = {} if labels is None else _label_columns(labels)
         if self._task.is_box:
             boxes = geometry.points_to_box(points)
             columns["head_box"] = boxes
+            if confidence is not None:
+                columns["head_confidence"] = confidence.mean(axis=1)
             if labels is not None:
                 columns["head_iou"] = _nullable(metrics.iou(boxes, head_box_image(labels)))
             return columns
         columns["joints"] = points.reshape(len(points), 2 * self._task.num_points)
+        if confidence is not None:
+            columns["joint_confidence"] = confidence
         if labels is not None:
             errors, bone_errors = (pose_errors(points, labels, norm) for norm in ("head_size", "head_bone"))
             columns["joint_error"] = [_nullable(row) for row in errors]
@@ -162,6 +145,17 @@ class Predictor:
         """The score of the predictions, and that of the mean pose of the model's training samples."""
         mean = np.broadcast_to(np.asarray(self._config.mean_points) * self._config.size, points.shape)
         return self._task.evaluate(points, labels), self._task.evaluate(geometry.transform(labels["crop_to_image"], mean), labels)
+
+
+def _label_columns(labels: dict[str, Any]) -> dict[str, Any]:
+    """The labels of PREDICTION, in image px."""
+    joints = np.where(labels["is_annotated"][..., None], joints_image(labels), np.nan)
+    return {
+        "true_head_box": [None if np.isnan(box).any() else box for box in head_box_image(labels)],
+        "true_joints": [_nullable(row) for row in joints.reshape(len(joints), 2 * NUM_JOINTS)],
+        "is_visible": labels["is_visible"],
+        **{name: _nullable(labels[name]) for name in ("head_size", "head_bone")},
+    }
 
 
 def _share_within(errors: NDArray[np.float64], threshold: float = 0.5) -> NDArray[np.float64]:

@@ -14,13 +14,13 @@ from operator import add
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray.data
 
 from posepipe import cluster, overlays, samples, storage
 from posepipe.config import ScoreConfig
 from posepipe.models import ModelConfig, read_model_config
 from posepipe.predicting import Predictor, ShardReader
+from posepipe.predictions import list_predictions
 from posepipe.progress import Progress
 from posepipe.skeleton import NUM_JOINTS
 from posepipe.tasks import PoseScore, Score
@@ -179,19 +179,6 @@ def describe(summary: dict[str, Any], predictions_uri: str) -> str:
     return "\n".join([*lines, f"predictions: {predictions_uri}"])
 
 
-def list_predictions(predictions_uri: str) -> list[str]:
-    """Names of the files of a complete run, in the order of its shards; ValueError where it is not complete."""
-    if not storage.exists(storage.join_uri(predictions_uri, storage.SUCCESS)):
-        raise ValueError(f"no complete predictions at {predictions_uri}: expected {storage.SUCCESS}, which jobs.score writes last")
-    return [item["file"] for item in storage.read_json(storage.join_uri(predictions_uri, storage.MANIFEST))["files"]]
-
-
-def read_predictions(predictions_uri: str, columns: list[str] | None = None) -> pa.Table:
-    """All PREDICTION rows of a complete run, in the order of its shards; ValueError where it is not complete."""
-    files = list_predictions(predictions_uri)
-    return pa.concat_tables([storage.read_table(storage.join_uri(predictions_uri, file), columns) for file in files])
-
-
 def draw_overlays(predictions_uris: Sequence[str], overlays_uri: str, count: int) -> None:
     """Draws evenly spread rows of the first run, with what the other runs (of the same inputs, another task) say of them.
 
@@ -205,7 +192,7 @@ def draw_overlays(predictions_uris: Sequence[str], overlays_uri: str, count: int
         {
             row["sample_id"]: row
             for file in files
-            for row in storage.read_table(storage.join_uri(uri, file)).to_pylist()
+            for row in storage.read_table(storage.join_uri(uri, file.rpartition("/")[2])).to_pylist()
             if row["status"] == "ok"
         }
         for uri in predictions_uris

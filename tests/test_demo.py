@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from posepipe import demo, samples, scoring, storage, training, tuning
+from posepipe import demo, predictions, samples, scoring, storage, training, tuning
 from posepipe.config import DemoConfig, ScoreConfig, TuneConfig
 
 
@@ -19,7 +19,7 @@ def outcome(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> demo
 def test_both_tasks_are_scored_on_all_validation_people(outcome: demo.Outcome) -> None:
     rows = samples.read_manifest(storage.join_uri(outcome.work_uri, "samples"))["rows"]
     for task in ("pose", "head"):
-        table = scoring.read_predictions(storage.join_uri(outcome.work_uri, "predictions", task))
+        table = predictions.read_predictions(storage.join_uri(outcome.work_uri, "predictions", task))
         assert table.num_rows == rows["val"] == outcome.scores[task]["rows_predicted"]
         assert set(table["task"].to_pylist()) == {task}
 

@@ -21,7 +21,7 @@ from types import ModuleType
 import pytest
 
 from jobs import prepare, score, train, tune
-from posepipe import samples, scoring, storage
+from posepipe import predictions, samples, storage
 from posepipe.config import PrepareConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,7 +123,7 @@ def test_submitted_jobs_train_and_score(token_cluster: Cluster, person_samples: 
     assert scored.returncode == 0, scored.stdout + scored.stderr
     failed = storage.read_table(storage.join_uri(person_samples, samples.ERRORS_FILE))["split"].to_pylist()
     expected = samples.read_manifest(person_samples)["rows"]["val"] + failed.count("val")
-    assert scoring.read_predictions(predictions_uri).num_rows == expected > 0
+    assert predictions.read_predictions(predictions_uri).num_rows == expected > 0
     assert f"read {expected} rows" in scored.stdout
 
 

@@ -13,7 +13,7 @@ import boto3
 import fsspec
 import pytest
 
-from posepipe import mpii, predicting, preparing, samples, scoring, storage, training
+from posepipe import mpii, predicting, predictions, preparing, samples, scoring, storage, training
 from posepipe.config import PrepareConfig, ScoreConfig, TrainConfig
 
 BUCKET = "posepipe-test"
@@ -83,7 +83,7 @@ def test_the_run_folder_is_complete_in_the_bucket(line: Line) -> None:
 def test_scored_samples_have_one_row_per_person_whatever_became_of_it(line: Line) -> None:
     predictions_uri = f"s3://{BUCKET}/predictions/samples"
     summary = scoring.score(ScoreConfig(checkpoint_uri=f"{RUNS_URI}/run", predictions_uri=predictions_uri, samples_uri=SAMPLES_URI))
-    rows = scoring.read_predictions(predictions_uri).to_pylist()
+    rows = predictions.read_predictions(predictions_uri).to_pylist()
     assert Counter(row["status"] for row in rows) == {"ok": NUM_VAL - len(BAD), **{status: 1 for status in BAD}}
     assert summary["rows_read"] == NUM_VAL
     assert summary["rows_labelled"] == NUM_VAL - len(BAD)
@@ -97,7 +97,7 @@ def test_a_scored_prefix_has_one_row_per_object_whatever_became_of_it(line: Line
     # A second run replaces the rows of the first.
     for _ in range(2):
         scoring.score(config)
-        rows = scoring.read_predictions(predictions_uri).to_pylist()
+        rows = predictions.read_predictions(predictions_uri).to_pylist()
         assert [row["uri"] for row in rows] == listed
     bad = {row["uri"].rpartition("/")[2]: row["status"] for row in rows if row["status"] != "ok"}
     assert bad == {**{line.names[status]: status for status in BAD if status != "missing"}, "notes.txt": "not_an_image"}

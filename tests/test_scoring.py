@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from posepipe import metrics, models, samples, scoring, storage
+from posepipe import metrics, models, predictions, samples, scoring, storage
 from posepipe.config import ScoreConfig
-from posepipe.predicting import PREDICTION
+from posepipe.predictions import PREDICTION
 
 
 def write_checkpoint(folder: Path, **changes: Any) -> str:
@@ -58,7 +58,7 @@ def jpeg(**options: Any) -> bytes:
 
 
 def test_every_sample_has_one_row_of_the_record(scored: tuple[str, dict[str, Any]], person_samples: str) -> None:
-    table = scoring.read_predictions(scored[0])
+    table = predictions.read_predictions(scored[0])
     assert table.schema.equals(PREDICTION)
     expected = [row for uri in samples.list_split(person_samples, "val") for row in storage.read_table(uri)["sample_id"].to_pylist()]
     assert Counter(table["sample_id"].to_pylist()) == Counter(expected)
@@ -68,7 +68,7 @@ def test_every_sample_has_one_row_of_the_record(scored: tuple[str, dict[str, Any
 
 def test_the_summary_is_the_metric_of_the_rows(scored: tuple[str, dict[str, Any]]) -> None:
     uri, summary = scored
-    errors = np.array(scoring.read_predictions(uri)["joint_error"].to_pylist(), dtype=float)
+    errors = np.array(predictions.read_predictions(uri)["joint_error"].to_pylist(), dtype=float)
     assert summary["score"]["pckh"] == pytest.approx(metrics.pckh_counts(errors).total)
     left_knee = errors[~np.isnan(errors[:, 4]), 4]
     assert summary["pckh_per_joint"]["left_knee"] == pytest.approx(np.mean(left_knee <= 0.5))
@@ -84,7 +84,7 @@ def test_joints_are_in_image_px(scored: tuple[str, dict[str, Any]], person_sampl
     pixels = torch.from_numpy(np.stack([images.decode_jpeg(crop) for crop in table["crop"].to_pylist()])).permute(0, 3, 1, 2)
     with torch.inference_mode():
         points = geometry.transform(labels["crop_to_image"], model.predict(pixels)[0].double().numpy())
-    rows = {row["sample_id"]: row for row in scoring.read_predictions(scored[0]).to_pylist()}
+    rows = {row["sample_id"]: row for row in predictions.read_predictions(scored[0]).to_pylist()}
     for sample_id, expected in zip(labels["sample_id"], points, strict=True):
         np.testing.assert_allclose(np.reshape(rows[sample_id]["joints"], (16, 2)), expected, atol=0.05)
 
@@ -106,7 +106,7 @@ def test_scoring_again_writes_the_same_bytes(scored: tuple[str, dict[str, Any]],
     scoring.score(ScoreConfig(checkpoint_uri=pose_checkpoint, samples_uri=person_samples, predictions_uri=scored[0]))
     after = storage.read_json(storage.join_uri(scored[0], storage.MANIFEST))
     assert [item["rows"] for item in after["files"]] == [item["rows"] for item in before["files"]]
-    assert scoring.read_predictions(scored[0]).num_rows == before["num_inputs"]
+    assert predictions.read_predictions(scored[0]).num_rows == before["num_inputs"]
 
 
 def test_predictions_of_another_model_are_not_overwritten(scored: tuple[str, dict[str, Any]], person_samples: str, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_people_whose_picture_was_bad_have_a_row_too(person_samples: str, pose_c
         ScoreConfig(checkpoint_uri=pose_checkpoint, samples_uri=str(tmp_path / "samples"), predictions_uri=str(tmp_path / "out"))
     )
     assert summary["statuses"] == {"ok": manifest["rows"]["val"], "missing": 1}
-    row = next(row for row in scoring.read_predictions(str(tmp_path / "out")).to_pylist() if row["status"] != "ok")
+    row = next(row for row in predictions.read_predictions(str(tmp_path / "out")).to_pylist() if row["status"] != "ok")
     assert (row["sample_id"], row["status"], row["joints"]) == ("gone.jpg#1", "missing", None)
     assert "'missing': 1" in scoring.describe(summary, "x")
 
@@ -156,7 +156,7 @@ def test_every_file_below_a_prefix_has_a_row(ray_session: None, image_checkpoint
         checkpoint_uri=image_checkpoint, images_uri=str(tmp_path / "bucket"), predictions_uri=str(tmp_path / "out"), shard_size=3
     )
     summary = scoring.score(config)
-    rows = scoring.read_predictions(str(tmp_path / "out")).to_pylist()
+    rows = predictions.read_predictions(str(tmp_path / "out")).to_pylist()
     statuses = {str(Path(row["uri"]).relative_to(tmp_path / "bucket")): row["status"] for row in rows}
     bad = {"b/empty.jpg": "empty", "b/half.jpg": "truncated", "b/page.jpg": "not_an_image"}
     assert statuses == {name: bad.get(name, "ok") for name in files}
@@ -176,7 +176,7 @@ def test_a_turned_picture_is_seen_upright_and_answered_in_stored_px(ray_session:
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "bucket" / "turned.png", exif=exif)
     scoring.score(ScoreConfig(checkpoint_uri=image_checkpoint, images_uri=str(tmp_path / "bucket"), predictions_uri=str(tmp_path / "out")))
     rows = {
-        Path(row["uri"]).name: np.reshape(row["joints"], (16, 2)) for row in scoring.read_predictions(str(tmp_path / "out")).to_pylist()
+        Path(row["uri"]).name: np.reshape(row["joints"], (16, 2)) for row in predictions.read_predictions(str(tmp_path / "out")).to_pylist()
     }
     # A point (x, y) of the 160 x 120 picture lies at (y, 159 - x) in the stored one.
     expected = np.column_stack([rows["upright.png"][:, 1], 159 - rows["upright.png"][:, 0]])
@@ -205,13 +205,13 @@ def test_mistakes_are_named(person_samples: str, pose_checkpoint: str, image_che
     with pytest.raises(ValueError, match="no complete samples at"):
         attempt(checkpoint_uri=pose_checkpoint, samples_uri=str(tmp_path))
     with pytest.raises(ValueError, match="no complete predictions at"):
-        scoring.read_predictions(str(tmp_path / "out"))
+        predictions.read_predictions(str(tmp_path / "out"))
 
 
 def test_the_head_task_writes_boxes_and_their_iou(person_samples: str, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "head", task="head")
     summary = scoring.score(ScoreConfig(checkpoint_uri=checkpoint, samples_uri=person_samples, predictions_uri=str(tmp_path / "out")))
-    rows = scoring.read_predictions(str(tmp_path / "out")).to_pylist()
+    rows = predictions.read_predictions(str(tmp_path / "out")).to_pylist()
     assert all(row["head_box"][0] <= row["head_box"][2] and row["joints"] is None for row in rows)
     labelled = [row["head_iou"] for row in rows if row["head_iou"] is not None]
     assert summary["score"]["head_iou"] == pytest.approx(np.mean(labelled), abs=1e-6)
