@@ -7,7 +7,7 @@ import uuid
 import pyarrow as pa
 import pytest
 
-from posepipe import storage
+from posepipe import fetching, storage
 from posepipe.storage import (
     delete,
     exists,
@@ -16,10 +16,8 @@ from posepipe.storage import (
     join_uri,
     list_files,
     open_filesystem,
-    read_ahead,
     read_bytes,
     read_json,
-    read_many,
     read_table,
     resolve_uri,
     sha256,
@@ -128,50 +126,6 @@ def test_nobody_sees_half_a_file(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-# Reading many
-
-
-def test_read_many_keeps_the_order_and_puts_a_failed_read_in_its_place(folder):
-    for name in ("a", "b"):
-        write_bytes(join_uri(folder, name), name.encode())
-    found = read_many([join_uri(folder, name) for name in ("b", "gone", "a", "b", "gone as well")])
-    assert [found[index] for index in (0, 2, 3)] == [b"b", b"a", b"b"]
-    assert [type(found[index]) for index in (1, 4)] == [FileNotFoundError] * 2
-
-
-def test_reading_none_is_none():
-    assert read_many([]) == []
-    assert list(read_ahead([])) == []
-
-
-def test_a_folder_in_the_list_is_an_error_in_its_place(tmp_path):
-    (tmp_path / "folder").mkdir()
-    write_bytes(str(tmp_path / "a"), b"a")
-    error, data = read_many([str(tmp_path / "folder"), str(tmp_path / "a")])
-    assert isinstance(error, OSError)
-    assert data == b"a"
-
-
-@pytest.mark.parametrize("count", [1, 3, 4, 10])
-def test_read_ahead_keeps_the_order_across_chunks(folder, count):
-    uris = [join_uri(folder, f"{index:02d}") for index in range(count)]
-    for uri in uris[::2]:
-        write_bytes(uri, uri.encode())
-    found = list(read_ahead(uris, chunk=3))
-    assert [uri for uri, _ in found] == uris
-    for index, (uri, data) in enumerate(found):
-        assert isinstance(data, FileNotFoundError) if index % 2 else data == uri.encode()
-
-
-def test_read_ahead_reads_the_next_chunk_and_no_more(monkeypatch):
-    asked = []
-    monkeypatch.setattr(storage, "read_many", lambda uris: asked.append(list(uris)) or [b""] * len(uris))
-    rows = read_ahead(["a", "b", "c", "d", "e", "f"], chunk=2)
-    next(rows)
-    rows.close()  # waits for the reads under way
-    assert asked == [["a", "b"], ["c", "d"]]
-
-
 # Listing and deleting
 
 
@@ -211,7 +165,7 @@ def test_reading_what_is_not_there_says_so(folder, read):
         read(join_uri(folder, "nothing"))
 
 
-@pytest.mark.parametrize("read", [read_bytes, exists, list_files, lambda uri: write_bytes(uri, b""), lambda uri: read_many([uri])])
+@pytest.mark.parametrize("read", [read_bytes, exists, list_files, lambda uri: write_bytes(uri, b"")])
 def test_an_unknown_scheme_is_a_value_error(read):
     with pytest.raises(ValueError, match="cannot open 'nosuch://bucket/key'"):
         read("nosuch://bucket/key")
@@ -255,7 +209,7 @@ def test_names_with_brackets_and_stars_are_names(s3_endpoint, monkeypatch):
     for name in ("photo[1].jpg", "photo1.jpg", "a*b.jpg"):
         storage.write_bytes(f"s3://names/{name}", name.encode())
     uris = ["s3://names/photo[1].jpg", "s3://names/a*b.jpg", "s3://names/gone.jpg"]
-    found = storage.read_many(uris)
+    found = fetching.fetch(uris, 100)
     assert found[:2] == [b"photo[1].jpg", b"a*b.jpg"]
     assert isinstance(found[2], FileNotFoundError)
     storage.delete(["s3://names/photo[1].jpg"])
