@@ -22,7 +22,8 @@ from posepipe.reading import ShardReader
 from posepipe.retrying import StorageUnavailableError
 
 OVERLAYS_FILE = "overlays.jpg"
-# Reading waits for the storage half of the time, and where the model is quick all cores should decode.
+# Reading waits for the storage half of the time, and where the model is quick all cores should decode. It is not what an actor takes: Ray
+# would fuse the two and read no shard beside the actor.
 READER_CPUS = 0.5
 SHARDS_IN_FLIGHT_PER_ACTOR = 2
 
@@ -132,14 +133,11 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
         "compute": ActorPoolStrategy(size=config.num_actors, max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT_PER_ACTOR),
         "num_cpus": config.cpus_per_actor,
         "num_gpus": int(config.use_gpu) / (2 if plan.first_stage else 1),
-        # Its own: an actor that names none takes over the task's. Ray would fuse the two and read no shard beside the actor.
-        "scheduling_strategy": "DEFAULT",
     }
-    reading: dict[str, Any] = {"num_cpus": READER_CPUS, "scheduling_strategy": "SPREAD"}
     if plan.first_stage:
         first_reader = dataclasses.replace(reader, framing="image", sizes=(plan.first_stage.size,))
         arguments = {"checkpoint": plan.first_stage, **shared}
-        dataset = dataset.map(first_reader, **reading).map(FirstStage, fn_constructor_kwargs=arguments, **actors)
+        dataset = dataset.map(first_reader, num_cpus=READER_CPUS).map(FirstStage, fn_constructor_kwargs=arguments, **actors)
     arguments = {
         "checkpoints": plan.models,
         "sizes": plan.sizes,
@@ -148,4 +146,4 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
         "run_id": config.run_id,
         **shared,
     }
-    return dataset.map(reader, **reading).map(Predictor, fn_constructor_kwargs=arguments, **actors)
+    return dataset.map(reader, num_cpus=READER_CPUS).map(Predictor, fn_constructor_kwargs=arguments, **actors)
