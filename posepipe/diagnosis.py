@@ -86,7 +86,7 @@ def box_errors(predicted: ArrayLike, truth: ArrayLike) -> tuple[FloatArray, Floa
     boxes, labels = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
     sizes = head_size(labels)
     is_labelled = np.isfinite(sizes) & (sizes > 0)
-    is_missing = ~np.isfinite(boxes).all(axis=1)
+    is_missing = ~np.all(np.isfinite(boxes), axis=1)
     boxes = np.where(is_missing[:, None], 0, boxes)
     offset = (boxes[:, :2] + boxes[:, 2:] - labels[:, :2] - labels[:, 2:]) / 2
     distances = np.hypot(offset[:, 0], offset[:, 1]), np.abs(head_size(boxes) - sizes)
@@ -124,13 +124,14 @@ def box_error_counts(centre: FloatArray, size: FloatArray) -> BoxErrorCounts:
     return BoxErrorCounts(int(is_finite.sum()), int(np.isinf(centre).sum()), float(centre[is_finite].sum()), float(size[is_finite].sum()))
 
 
-def error_histogram(errors: FloatArray) -> IntArray:
+def error_histogram(errors: ArrayLike) -> IntArray:
     """(16, 21) joints by how far off they are, in steps of 0.05 head sizes; the last column holds 1 and more, and missing predictions.
 
     Args:
         errors: (N, 16) in head sizes; NaN is not counted.
     """
-    bins = np.floor(np.minimum(np.nan_to_num(errors, nan=0, posinf=1), 1) / HISTOGRAM_STEP + 1e-9).astype(int)
+    values = np.asarray(errors, np.float64)
+    bins = np.floor(np.minimum(np.nan_to_num(values, nan=0, posinf=1), 1) / HISTOGRAM_STEP + 1e-9).astype(int)
     places = bins + HISTOGRAM_BINS * np.arange(NUM_JOINTS)
-    counts = np.bincount(places[~np.isnan(errors)], minlength=NUM_JOINTS * HISTOGRAM_BINS)
+    counts = np.bincount(places[~np.isnan(values)], minlength=NUM_JOINTS * HISTOGRAM_BINS)
     return counts.reshape(NUM_JOINTS, HISTOGRAM_BINS)

@@ -13,11 +13,12 @@ from operator import add
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from posepipe import bootstrap, diagnosis, metrics
 from posepipe.metrics import FloatArray, IntArray
 from posepipe.people import People
-from posepipe.skeleton import PCKH_JOINTS
+from posepipe.skeleton import NUM_JOINTS, PCKH_JOINTS
 from posepipe.slices import Slice, Slicing
 
 # The paper's pictures are squeezed to this side; its errors are in px of that frame, whatever the model saw.
@@ -63,8 +64,9 @@ class PoseCounts(_Addable):
     """(16, 21), see `diagnosis.error_histogram`."""
     slices: dict[Slice, PoseSlice]
     resamples: dict[str, FloatArray]
-    """name -> (1000, K) sums: correct, labelled (16 each), bone (correct, labelled of 16 pooled), inversions (joints, of; pairs, of), and
-    of each slice (correct, labelled of the 14 pooled)."""
+    """name -> (1000, K) sums: correct, labelled (16 each), at_0.1 (correct of the 14), area (under the curve, of the 14), bone (correct,
+    labelled of the 16; of the 14), inversions (joints, of; pairs, of), squared_220 (sum, of), and of each slice (correct, labelled of the
+    14)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +88,7 @@ class HeadCounts(_Addable):
     slices: dict[Slice, BoxSlice]
     resamples: dict[str, FloatArray]
     """name -> (1000, K) sums: boxes (IoU, IoU >= 0.5, IoU >= 0.75, labelled), errors (centre, size, predicted), and of each slice
-    (IoU >= 0.5, labelled)."""
+    (IoU >= 0.5, labelled), squared_220 (sum, of)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,15 +123,20 @@ def count_all(chunks: Iterable[People], slicing: Slicing) -> RunCounts:
 
 def _count_pose(people: People, keys: Any, groups: dict[Slice, Any]) -> PoseCounts:
     errors, annotated = people.joint_error, people.is_annotated
+    correct = errors.astype(np.float32) <= np.float32(0.5)
     scored = ~np.isnan(errors)
+    bone_correct, bone_scored = people.bone_error.astype(np.float32) <= np.float32(0.5), ~np.isnan(people.bone_error)
     has_size = np.isfinite(people.picture_size).all(axis=1)
     scale = PAPER_SIZE / people.picture_size[has_size][:, None]
     inverted = diagnosis.inversions(people.joints, people.true_joints, annotated, people.head_size)
     slices = {}
     resampled: dict[str, FloatArray] = {
-        "correct": _pooled(errors <= np.float32(0.5), per_joint=True),
-        "labelled": _pooled(scored, per_joint=True),
-        "bone": _pooled(people.bone_error <= np.float32(0.5), ~np.isnan(people.bone_error)),
+        "correct": correct.astype(float),
+        "labelled": scored.astype(float),
+        "at_0.1": _pooled(errors[:, PCKH_JOINTS].astype(np.float32) <= np.float32(0.1)),
+        "area": _curve_area(errors[:, PCKH_JOINTS])[:, None],
+        "bone": _pooled(*(array[:, joints] for joints in (range(NUM_JOINTS), PCKH_JOINTS) for array in (bone_correct, bone_scored))),
+        "squared_220": _squared_sums(people.joints, people.true_joints, people.picture_size),
         "inversions": np.column_stack(
             [
                 np.nansum(inverted, axis=(1, 2)),
@@ -142,7 +149,7 @@ def _count_pose(people: People, keys: Any, groups: dict[Slice, Any]) -> PoseCoun
     for group, mask in groups.items():
         part = np.where(mask, errors, np.nan)
         slices[group] = PoseSlice(int((~np.isnan(part)).any(axis=1).sum()), metrics.pckh_counts(part))
-        official = part[:, PCKH_JOINTS]
+        official = part[:, PCKH_JOINTS].astype(np.float32)
         resampled["/".join(group)] = _pooled(official <= np.float32(0.5), ~np.isnan(official))
     return PoseCounts(
         num_people=int(scored.any(axis=1).sum()),
@@ -169,6 +176,7 @@ def _count_head(people: People, keys: Any, groups: dict[Slice, Any]) -> HeadCoun
     slices = {}
     resampled: dict[str, FloatArray] = {
         "boxes": np.column_stack([np.nan_to_num(overlap), overlap >= 0.5, overlap >= 0.75, is_labelled]).astype(float),
+        "squared_220": _squared_sums(people.head_box.reshape(-1, 2, 2), people.true_head_box.reshape(-1, 2, 2), people.picture_size),
         "errors": np.column_stack([np.where(is_predicted, centre, 0), np.where(is_predicted, size, 0), is_predicted]),
     }
     for group, mask in groups.items():
@@ -188,9 +196,27 @@ def _count_head(people: People, keys: Any, groups: dict[Slice, Any]) -> HeadCoun
     )
 
 
-def _pooled(*values: Any, per_joint: bool = False) -> FloatArray:
-    """(N, K) whole numbers per person: the values summed over joints, or of one array of them each joint by itself."""
-    return np.asarray(values[0], float) if per_joint else np.column_stack([value.sum(axis=1) for value in values]).astype(float)
+def _pooled(*flags: NDArray[np.bool_]) -> FloatArray:
+    """(N, K) how many joints of each person have each of the K flags (N, joints)."""
+    return np.column_stack([flag.sum(axis=1) for flag in flags]).astype(float)
+
+
+def _curve_area(errors: FloatArray) -> FloatArray:
+    """(N,) what each person's scored errors (N, K) add to the numerator of `PckCurveCounts.auc`."""
+    thresholds = np.array(metrics.CURVE_THRESHOLDS, np.float32)
+    first = np.searchsorted(thresholds, np.where(np.isnan(errors), np.inf, errors).astype(np.float32))
+    last = len(thresholds) - 1
+    # Trapezoids: the curve is 1 from the first threshold on that the error is within, its two ends count half.
+    area = np.where(first <= last, (last - first + 0.5) - 0.5 * (first == 0), 0.0) / last
+    return area.sum(axis=1)
+
+
+def _squared_sums(predicted: FloatArray, truth: FloatArray, picture_size: FloatArray) -> FloatArray:
+    """(N, 2) sum of the squared errors of labelled points (N, K, 2) in the 220 frame, and how many numbers that are; NaN where infinite."""
+    is_labelled = np.all(np.isfinite(truth), axis=2) & np.all(np.isfinite(picture_size), axis=1)[:, None]
+    difference = (predicted - truth) * (PAPER_SIZE / picture_size)[:, None]
+    squared = np.where(is_labelled[..., None], difference**2, 0).sum(axis=(1, 2))
+    return np.column_stack([squared, 2 * is_labelled.sum(axis=1)])
 
 
 def _resample(keys: Any, values: dict[str, FloatArray]) -> dict[str, FloatArray]:

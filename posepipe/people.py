@@ -71,7 +71,7 @@ class People:
     @property
     def is_annotated(self) -> NDArray[np.bool_]:
         """(N, 16)"""
-        return np.isfinite(self.true_joints).all(axis=2)
+        return np.all(np.isfinite(self.true_joints), axis=2)
 
     @property
     def person_error(self) -> FloatArray:

@@ -22,7 +22,6 @@ from posepipe.models import ModelConfig, read_model_config
 from posepipe.predicting import Predictor, ShardReader
 from posepipe.predictions import list_predictions
 from posepipe.progress import Progress
-from posepipe.skeleton import NUM_JOINTS
 from posepipe.tasks import PoseScore, Score
 
 logger = logging.getLogger(__name__)
@@ -200,7 +199,7 @@ def draw_overlays(predictions_uris: Sequence[str], overlays_uri: str, count: int
     chosen = _spread(list(runs[0]), count)
     pictures = storage.read_many([runs[0][sample_id]["uri"] for sample_id in chosen])
     drawn = [
-        _overlay(picture, [run[sample_id] for run in runs if sample_id in run])
+        overlays.overlay_rows(picture, [run[sample_id] for run in runs if sample_id in run])
         for sample_id, picture in zip(chosen, pictures, strict=True)
         if isinstance(picture, bytes)
     ]
@@ -212,17 +211,3 @@ def draw_overlays(predictions_uris: Sequence[str], overlays_uri: str, count: int
 
 def _spread(items: list[str], count: int) -> list[str]:
     return [items[index] for index in sorted({round(place) for place in np.linspace(0, len(items) - 1, min(count, len(items)))})]
-
-
-def _overlay(picture: bytes, rows: list[dict[str, Any]]) -> overlays.Overlay:
-    joints = next((np.reshape(row["joints"], (NUM_JOINTS, 2)) for row in rows if row["joints"]), None)
-    errors = next((np.array(row["joint_error"], dtype=float) for row in rows if row["joint_error"]), None)
-    box = next((np.array(row["head_box"]) for row in rows if row["head_box"]), None)
-    said = [rows[0]["sample_id"].rpartition("/")[2]]
-    said += [f"PCKh {100 * row['pckh']:.0f}" for row in rows if row["pckh"] is not None]
-    said += [f"IoU {100 * row['head_iou']:.0f}" for row in rows if row["head_iou"] is not None]
-    # The joints with some room around them, or six heads around the head.
-    shown = joints if joints is not None else np.asarray(box).reshape(2, 2)
-    low, high = shown.min(axis=0), shown.max(axis=0)
-    room = (0.25 if joints is not None else 3.0) * (high - low).max()
-    return overlays.Overlay(picture, "  ".join(said), joints, errors, box, np.concatenate([low - room, high + room]))
