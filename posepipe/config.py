@@ -122,10 +122,15 @@ class TrainConfig:
     """float32, or bfloat16 for mixed precision."""
     max_failures: int = 2
     """How often the run restarts from its last checkpoint after a worker died."""
+    num_snapshot_people: int = 6
+    """Validation people whose predictions are kept at some epochs, to be seen in the report; 0: of nobody."""
+    num_snapshot_epochs: int = 6
+    """At so many epochs, from the first to the last, more of them early on."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_at_least(self, epochs=1, num_workers=1, cpus_per_worker=1, max_failures=0, feature_stride=4)
+        _check_at_least(self, num_snapshot_people=0, num_snapshot_epochs=1)
         _check_at_least(self, batch_size=2 * self.num_workers)  # a batch norm needs two samples of each worker
         if not self.learning_rate > 0:
             raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
@@ -271,7 +276,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 # What all trials of a sweep share: their data, their objective, their size.
-NOT_SEARCHED = ("samples_uri", "runs_uri", "name", "weights", "task", "epochs", "num_workers", "cpus_per_worker", "use_gpu", "max_failures")
+NOT_SEARCHED = (
+    "samples_uri",
+    "runs_uri",
+    "name",
+    "weights",
+    "task",
+    "epochs",
+    "num_workers",
+    "cpus_per_worker",
+    "use_gpu",
+    "max_failures",
+    "num_snapshot_people",
+    "num_snapshot_epochs",
+)
 
 
 def parse_search(text: str) -> tuple[str, str, tuple[Any, ...]]:

@@ -135,12 +135,11 @@ def _draw_part(overlay: Overlay, inner: tuple[int, int]) -> Image.Image:
     if overlay.head_box is not None:
         draw.rectangle([*place(overlay.head_box[:2]), *place(overlay.head_box[2:])], outline=BOX_COLOUR, width=3)
     if overlay.joints is not None:
-        limits = np.array([picture.width, picture.height]) - 0.5
-        is_inside = np.all((overlay.joints >= -0.5) & (overlay.joints < limits), axis=1)
+        shown = is_inside(overlay.joints, picture.size)
         for start, end in LIMBS:
-            if is_inside[start] and is_inside[end]:
+            if shown[start] and shown[end]:
                 draw.line([place(overlay.joints[start]), place(overlay.joints[end])], fill=_colour(start, end), width=3)
-        for joint in np.flatnonzero(is_inside).tolist():
+        for joint in np.flatnonzero(shown).tolist():
             x, y = place(overlay.joints[joint])
             draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=_colour(joint), outline="black")
             if overlay.joint_errors is not None and overlay.joint_errors[joint] > 0.5:
@@ -148,6 +147,11 @@ def _draw_part(overlay: Overlay, inner: tuple[int, int]) -> Image.Image:
                     draw.line([x, y, *place(overlay.true_joints[joint])], fill=MISS_COLOUR, width=2)
                 draw.ellipse([x - 8, y - 8, x + 8, y + 8], outline=MISS_COLOUR, width=3)
     return part
+
+
+def is_inside(joints: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(N,) which joints (N, 2), image px, lie on a picture of this width and height; those that are not finite do not."""
+    return np.all((joints >= -0.5) & (joints < np.array(size) - 0.5), axis=1)
 
 
 def _draw_truth(draw: ImageDraw.ImageDraw, overlay: Overlay, place: Callable[[NDArray[np.float64]], tuple[float, float]]) -> None:

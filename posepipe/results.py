@@ -34,6 +34,7 @@ class Result:
         sample_ids: (N,)
         keys: (N,) hashes of the ids.
         person_errors: (N,) float32, see `People.person_error`; NaN where nothing is labelled.
+        is_predicted: (N,) the status is ok.
     """
 
     source: Source
@@ -43,6 +44,7 @@ class Result:
     sample_ids: pa.ChunkedArray
     keys: NDArray[np.uint64]
     person_errors: NDArray[np.float32]
+    is_predicted: NDArray[np.bool_]
 
     @property
     def has_pose(self) -> bool:
@@ -75,6 +77,7 @@ def evaluate(source: Source) -> Result:
     ids: list[pa.Array] = []
     keys: list[NDArray[np.uint64]] = []
     errors: list[NDArray[np.float32]] = []
+    predicted: list[NDArray[np.bool_]] = []
 
     def chunks() -> Iterator[People]:
         row = 0
@@ -88,6 +91,7 @@ def evaluate(source: Source) -> Result:
             ids.extend(table["sample_id"].chunks)
             keys.append(bootstrap.person_keys(part.sample_id))
             errors.append(part.person_error.astype(np.float32))
+            predicted.append(part.status == "ok")
             yield part
 
     counts = reduce(add, (evaluation.count(part, slicing) for part in chunks()))
@@ -97,7 +101,7 @@ def evaluate(source: Source) -> Result:
     if repeated.size:
         row = int(order[repeated[0]])
         raise ValueError(f"{source.uri} has {repeated.size} rows whose sample_id another row has too, {all_ids[row].as_py()!r} among them")
-    return Result(source, counts, statuses, examples, all_ids, all_keys, np.concatenate(errors))
+    return Result(source, counts, statuses, examples, all_ids, all_keys, np.concatenate(errors), np.concatenate(predicted))
 
 
 _EXAMPLE = ("status", "uri", "detail", "sample_id")
@@ -107,8 +111,7 @@ def match(one: Result, other: Result) -> tuple[NDArray[np.int64], NDArray[np.int
     """The people that two runs share.
 
     Returns:
-        Rows of the first and of the second run, one pair per person; ids that only the first has, and only the second (some of them where
-        there are many: `MAX_NAMED`).
+        Rows of the first and of the second run, one pair per person; ids that only the first has, and only the second.
     """
     _, rows, other_rows = np.intersect1d(one.keys, other.keys, assume_unique=True, return_indices=True)
     alone = [_alone(result, found) for result, found in ((one, rows), (other, other_rows))]

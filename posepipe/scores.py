@@ -178,17 +178,19 @@ def slice_rows(run: str, counts: RunCounts) -> list[Row]:
     return rows
 
 
-def difference(one: RunCounts, other: RunCounts, measure: str) -> tuple[float, float]:
-    """The interval of one run's score less the other's in percent points, on the same people, who are resampled alike in both."""
-    scores = []
-    for counts in (one, other):
+def change(first: RunCounts, second: RunCounts, measure: str) -> tuple[float, float, float]:
+    """The second run's score less the first's in percent points, with its interval; both on the same people, who are resampled alike."""
+    values, drawn = [], []
+    for counts in (first, second):
         if measure == "pckh":
-            drawn = counts.pose.resamples
-            scores.append(_ratio(drawn["correct"][:, PCKH_JOINTS].sum(axis=1), drawn["labelled"][:, PCKH_JOINTS].sum(axis=1)))
+            correct, labelled = (counts.pose.resamples[name][:, PCKH_JOINTS].sum(axis=1) for name in ("correct", "labelled"))
+            values.append(counts.pose.official.total)
         else:
-            _, above_50, _, labelled = counts.head.resamples["boxes"].T
-            scores.append(_ratio(above_50, labelled))
-    return bootstrap.interval(100 * (scores[0] - scores[1]), 2)
+            _, correct, _, labelled = counts.head.resamples["boxes"].T
+            values.append(counts.head.boxes.iou_at_50)
+        drawn.append(_ratio(correct, labelled))
+    num_people = max(first.pose.num_people, first.head.boxes.num_boxes)
+    return 100 * (values[1] - values[0]), *bootstrap.interval(100 * (drawn[1] - drawn[0]), num_people)
 
 
 def _row(measure: str, value: float, resampled: FloatArray, unit: str, count: int, of: str, num_people: int) -> Row:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -94,10 +93,12 @@ def open_sources(uris: Sequence[str], truth: Truth | None, first_pixel: int | No
         else:
             found.append(_open_folder(uri, truth))
     if truth is not None and truth.mean_pose is not None and any(arrays.is_array_file(uri) for uri in uris):
-        found.append(_array_source("mean pose", truth.uri, truths.predict(truth.labels, truth.mean_pose), MEAN_POSE_NOTE))
-    return _rename(found)
+        found.append(_array_source(MEAN_POSE, truth.uri, truths.predict(truth.labels, truth.mean_pose), MEAN_POSE_NOTE))
+    names = storage.distinct_names([source.name for source in found], [source.uri for source in found])
+    return [replace(source, name=name) for source, name in zip(found, names, strict=True)]
 
 
+MEAN_POSE = "mean pose"
 MEAN_POSE_NOTE = "mean pose: the floor. The mean of these same people's labels in the frame of their objpos and scale, so it is optimistic"
 
 
@@ -166,13 +167,3 @@ def _array_source(name: str, uri: str, table: pa.Table, *notes: str) -> Source:
 
 def _same(table: pa.Table) -> pa.Table:
     return table
-
-
-def _rename(sources: list[Source]) -> list[Source]:
-    """Runs of one name get more of their place: folder/name, and so on."""
-    for depth in (2, 3, 4):
-        names = Counter(source.name for source in sources)
-        sources = [
-            replace(source, name="/".join(source.uri.split("/")[-depth:])) if names[source.name] > 1 else source for source in sources
-        ]
-    return sources

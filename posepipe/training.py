@@ -29,13 +29,13 @@ from posepipe import cluster, images, samples, storage
 from posepipe.config import Split, TrainConfig
 from posepipe.geometry import transform
 from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, load_weights, save_model
+from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
+from posepipe.snapshots import SNAPSHOTS_FILE
 from posepipe.tasks import TASKS
-from posepipe.train_loop import HISTORY_FILE, train_loop
+from posepipe.train_loop import train_loop
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.json"
-RESULT_FILE = "result.json"
 LIBRARIES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
 # What a run may be resumed with differently: where it runs, not what it computes.
 RESOURCES = ("num_workers", "cpus_per_worker", "use_gpu", "max_failures", "samples_uri", "runs_uri")
@@ -220,8 +220,10 @@ def _finish(config: TrainConfig, run_uri: str, data: TrainingData, fitted: ray.t
         model_data = storage.read_bytes(os.path.join(folder, MODEL_FILE))
     with cast(Checkpoint, fitted.checkpoint).as_directory() as folder:
         history = storage.read_json(os.path.join(folder, HISTORY_FILE))
+        kept = storage.read_bytes(os.path.join(folder, SNAPSHOTS_FILE))
     storage.write_bytes(storage.join_uri(run_uri, MODEL_FILE), model_data)
     storage.write_json(storage.join_uri(run_uri, HISTORY_FILE), history)
+    storage.write_bytes(storage.join_uri(run_uri, SNAPSHOTS_FILE), kept)
     result = {
         "run_uri": run_uri,
         "model_id": storage.sha256(model_data),
