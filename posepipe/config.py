@@ -122,10 +122,15 @@ class TrainConfig:
     """float32, or bfloat16 for mixed precision."""
     max_failures: int = 2
     """How often the run restarts from its last checkpoint after a worker died."""
+    num_snapshot_people: int = 6
+    """Validation people whose predictions are kept at some epochs, to be seen in the report; 0: of nobody."""
+    num_snapshot_epochs: int = 6
+    """At so many epochs, from the first to the last, more of them early on."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_at_least(self, epochs=1, num_workers=1, cpus_per_worker=1, max_failures=0, feature_stride=4)
+        _check_at_least(self, num_snapshot_people=0, num_snapshot_epochs=1)
         _check_at_least(self, batch_size=2 * self.num_workers)  # a batch norm needs two samples of each worker
         if not self.learning_rate > 0:
             raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
@@ -226,6 +231,46 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Predictions and runs -> a self-contained HTML report."""
+
+    report_uri: str
+    """Where index.html goes, with the plots as PNG and the tables as Parquet and CSV."""
+    predictions_uri: tuple[str, ...] = ()
+    """What jobs.score wrote, or files of other systems: .npz, .mat or .h5 with arrays (N, 16, 2), all of a file or FILE::key.
+    The first is compared person by person with those that follow."""
+    runs_uri: tuple[str, ...] = ()
+    """Run folders of jobs.train, for their curves and snapshots."""
+    truth_uri: str = ""
+    """Labels to score against, needed for array files: an .npz (joints, annotated, headboxes), HRNet's gt_valid.mat, or samples.
+    Predictions of jobs.score carry labels; with this they are joined to these by sample_id instead."""
+    split: Split = "val"
+    """The split of the samples in --truth-uri."""
+    first_pixel: Literal[0, 1] | None = None
+    """Where coordinates in array files start: 1 (MATLAB, MPII, most published sets) or 0. There is no default."""
+    images_uri: str = ""
+    """Folder of the pictures that an array file of labels names."""
+    title: str = "Pose report"
+    """Heading of the page."""
+    num_cases: int = 6
+    """Best, median and worst people to draw, of each so many."""
+    min_confidence: float = 0.2
+    """Joints with less confidence are not drawn. It changes no score."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_at_least(self, num_cases=0, min_confidence=0)
+        if not self.predictions_uri and not self.runs_uri:
+            raise ValueError("give --predictions-uri, --runs-uri or both")
+        if self.first_pixel not in (None, 0, 1):
+            raise ValueError(f"--first-pixel must be 0 or 1, got {self.first_pixel}")
+        for name in ("predictions_uri", "runs_uri"):
+            uris = getattr(self, name)
+            if len(set(uris)) < len(uris):
+                raise ValueError(f"--{name.replace('_', '-')} names one place twice: {' '.join(uris)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoConfig:
     """All of it, on a generated MPII-shaped data set or on a real one."""
 
@@ -260,7 +305,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 # What all trials of a sweep share: their data, their objective, their size.
-NOT_SEARCHED = ("samples_uri", "runs_uri", "name", "weights", "task", "epochs", "num_workers", "cpus_per_worker", "use_gpu", "max_failures")
+NOT_SEARCHED = (
+    "samples_uri",
+    "runs_uri",
+    "name",
+    "weights",
+    "task",
+    "epochs",
+    "num_workers",
+    "cpus_per_worker",
+    "use_gpu",
+    "max_failures",
+    "num_snapshot_people",
+    "num_snapshot_epochs",
+)
 
 
 def parse_search(text: str) -> tuple[str, str, tuple[Any, ...]]:

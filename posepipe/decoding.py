@@ -91,12 +91,19 @@ class Decoder:
     def decode_all(self, requests: Iterable[tuple[bytes, list[View], int]]) -> Iterator[Decoded]:
         """`decode` for each (data, views, max_pixels), in order; the process has up to `AHEAD` more than the one it works on."""
         waiting: deque[tuple[tuple[bytes, list[View], int], Future[None]]] = deque()
-        for request in requests:
-            waiting.append((request, self._send(request)))
-            if len(waiting) > AHEAD:
+        is_whole = False
+        try:
+            for request in requests:
+                waiting.append((request, self._send(request)))
+                if len(waiting) > AHEAD:
+                    yield self._next(waiting)
+            while waiting:
                 yield self._next(waiting)
-        while waiting:
-            yield self._next(waiting)
+            is_whole = True
+        finally:
+            if not is_whole:
+                # What this process would still answer must not be taken for the answers to the next requests.
+                self._restart()
 
     def close(self) -> None:
         self._stop()

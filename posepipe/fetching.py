@@ -20,8 +20,13 @@ USUAL_BYTES = 2**20  # where the listing does not say
 Fetched = bytes | OSError
 
 
-def fetch(uris: Sequence[str], max_bytes: int) -> list[Fetched]:
+def fetch(uris: Sequence[str], max_bytes: int, patience: float | None = None) -> list[Fetched]:
     """Reads all `uris`, which lie on one filesystem, concurrently where it can.
+
+    Args:
+        uris: of the objects.
+        max_bytes: of one object.
+        patience: seconds that a fault may last; None for `retrying.PATIENCE`.
 
     Returns:
         One entry per URI: its bytes, or the storage's answer (FileNotFoundError, PermissionError, …); an OSError with errno EFBIG stands
@@ -35,22 +40,22 @@ def fetch(uris: Sequence[str], max_bytes: int) -> list[Fetched]:
     filesystem, _ = storage.open_filesystem(uris[0])
     paths = [filesystem._strip_protocol(uri) for uri in uris]
     if not isinstance(filesystem, AsyncFileSystem):
-        return [_read(filesystem, path, max_bytes) for path in paths]
-    return sync(filesystem.loop, _read_all, filesystem, paths, max_bytes, storage.is_s3(uris[0]))
+        return [_read(filesystem, path, max_bytes, patience) for path in paths]
+    return sync(filesystem.loop, _read_all, filesystem, paths, max_bytes, patience, storage.is_s3(uris[0]))
 
 
-def _read(filesystem: AbstractFileSystem, path: str, max_bytes: int) -> Fetched:
+def _read(filesystem: AbstractFileSystem, path: str, max_bytes: int, patience: float | None) -> Fetched:
     try:
-        _check_size(retry(lambda: filesystem.size(path)), max_bytes)
-        return retry(lambda: filesystem.cat_file(path))
+        _check_size(retry(lambda: filesystem.size(path), patience), max_bytes)
+        return retry(lambda: filesystem.cat_file(path), patience)
     except OSError as error:
         return error
 
 
-async def _read_all(filesystem: Any, paths: Sequence[str], max_bytes: int, is_s3: bool) -> list[Fetched]:
+async def _read_all(filesystem: Any, paths: Sequence[str], max_bytes: int, patience: float | None, is_s3: bool) -> list[Fetched]:
     async def read(path: str) -> Fetched:
         try:
-            return await retry_async(lambda: (_get_s3 if is_s3 else _cat)(filesystem, path, max_bytes))
+            return await retry_async(lambda: (_get_s3 if is_s3 else _cat)(filesystem, path, max_bytes), patience)
         except OSError as error:
             return error
 

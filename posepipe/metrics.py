@@ -170,6 +170,13 @@ def pckh_counts(errors: ArrayLike, threshold: float = 0.5) -> PckCounts:
     return PckCounts(np.sum(stored <= np.float32(threshold), axis=0), np.sum(~np.isnan(stored), axis=0), float(threshold))
 
 
+def share_within(errors: ArrayLike, threshold: float = 0.5) -> FloatArray:
+    """(N,) the share of each person's scored errors (N, K) that `pckh_counts` calls correct; NaN where none is scored."""
+    stored = np.asarray(errors, dtype=np.float32)
+    num_scored = np.sum(~np.isnan(stored), axis=1)
+    return np.sum(stored <= np.float32(threshold), axis=1) / np.where(num_scored > 0, num_scored, np.nan)
+
+
 def pckh(predicted: ArrayLike, truth: ArrayLike, is_annotated: ArrayLike, norm: ArrayLike, threshold: float = 0.5) -> PckCounts:
     """PCKh in one call; the arguments are those of `joint_errors` and `pckh_counts`."""
     return pckh_counts(joint_errors(predicted, truth, is_annotated, norm), threshold)

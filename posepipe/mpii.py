@@ -40,6 +40,7 @@ PERSON = pa.schema(
         pa.field("head_box", pa.list_(pa.float32(), 4), metadata={"doc": "x1, y1, x2, y2 in image px (0-based), or null"}),
         pa.field("center", pa.list_(pa.float64(), 2), metadata={"doc": "objpos in image px (0-based), or null"}),
         pa.field("scale", pa.float64(), metadata={"doc": "person height / 200 px, or null"}),
+        pa.field("activity", pa.string(), metadata={"doc": "MPII's category of the picture, or null where unknown"}),
     ]
 )
 
@@ -82,17 +83,29 @@ def parse_annotations(data: bytes, uri: str = ANNOTATION_FILE) -> tuple[pa.Table
         raise ValueError(f"{uri}: {len(entries)} entries in annolist but {len(train_flags)} in img_train")
     if not len(entries):
         raise ValueError(f"{uri} lists no images")
+    activities = _activities(release, len(entries), uri)
     images: list[dict[str, Any]] = []
     persons: list[dict[str, Any]] = []
-    for entry, flag in zip(entries, train_flags, strict=True):
+    for entry, flag, activity in zip(entries, train_flags, activities, strict=True):
         name, is_train = str(entry["image"][0, 0]["name"].item()), bool(flag)
         images.append({"image": name, "is_train": is_train})
         rectangles = entry["annorect"].ravel() if entry["annorect"].dtype.names else ()
         for person_index, rectangle in enumerate(rectangles):
             person = _parse_person(rectangle)
             if person["has_joints"] if is_train else person["center"] is not None:
-                persons.append({"image": name, "person_index": person_index, "is_train": is_train, **person})
+                persons.append({"image": name, "person_index": person_index, "is_train": is_train, "activity": activity, **person})
     return pa.Table.from_pylist(images, IMAGE), pa.Table.from_pylist(persons, PERSON)
+
+
+def _activities(release: np.void, num_images: int, uri: str) -> list[str | None]:
+    """The category of each picture, None where it is not known; some releases have no `act` at all."""
+    records = _field(release, "act").ravel()
+    if not records.size:
+        return [None] * num_images
+    if len(records) != num_images:
+        raise ValueError(f"{uri}: {num_images} entries in annolist but {len(records)} in act")
+    names = [_field(record, "cat_name").ravel() for record in records]
+    return [str(name[0]) if name.size and str(name[0]) else None for name in names]
 
 
 def _parse_person(rectangle: np.void) -> dict[str, Any]:

@@ -2,17 +2,20 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from posepipe.skeleton import JOINT_NAMES, LIMBS
+from posepipe.skeleton import JOINT_NAMES, LIMBS, NUM_JOINTS
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 LEFT_COLOUR, RIGHT_COLOUR, MIDDLE_COLOUR, BOX_COLOUR, MISS_COLOUR = "#56B4E9", "#E69F00", "#F0E442", "#009E73", "#D41159"
+TRUTH_COLOUR = "#FFFFFF"
+CAPTION_HEIGHT = 24
 TILE = 400
 LEGEND_HEIGHT = 30
 
@@ -24,10 +27,12 @@ class Overlay:
     Attributes:
         image: the encoded picture.
         caption: one line under it.
-        joints: (16, 2) image px, or None.
+        joints: (16, 2) image px, or None; those that are not finite or lie outside the picture are not drawn.
         joint_errors: (16,) in head sizes, NaN where unknown, or None; joints over 0.5 are ringed.
         head_box: (4,) x1, y1, x2, y2 image px, or None.
         focus: (4,) image px, the part to show, or None for all of the picture.
+        true_joints: (16, 2) image px, NaN where not annotated, or None.
+        true_head_box: (4,) image px, or None.
     """
 
     image: bytes
@@ -36,6 +41,44 @@ class Overlay:
     joint_errors: NDArray[np.float64] | None = None
     head_box: NDArray[np.float64] | None = None
     focus: NDArray[np.float64] | None = None
+    true_joints: NDArray[np.float64] | None = None
+    true_head_box: NDArray[np.float64] | None = None
+
+
+def overlay_rows(picture: bytes, rows: Sequence[dict[str, Any]], min_confidence: float = 0.0) -> Overlay:
+    """What rows of PREDICTION say of one picture, each of another task; the caption names the input and its scores.
+
+    Args:
+        picture: the encoded picture.
+        rows: as dicts; at least one of them predicted something.
+        min_confidence: joints of less are not drawn.
+    """
+    joints, errors, true_joints = (_first(rows, name) for name in ("joints", "joint_error", "true_joints"))
+    box, true_box, confidence = (_first(rows, name) for name in ("head_box", "true_head_box", "joint_confidence"))
+    if joints is not None:
+        joints = joints.reshape(NUM_JOINTS, 2)
+        if confidence is not None:
+            joints[confidence < min_confidence] = np.nan
+        true_joints = None if true_joints is None else true_joints.reshape(NUM_JOINTS, 2)
+    else:
+        true_joints = None
+    true_box = None if box is None else true_box
+    said = [rows[0]["sample_id"].rpartition("/")[2]]
+    said += [f"PCKh {100 * row['pckh']:.0f}" for row in rows if row["pckh"] is not None]
+    said += [f"IoU {100 * row['head_iou']:.0f}" for row in rows if row["head_iou"] is not None]
+    # The joints with some room around them, or six heads around the head; the label says best where the person is.
+    points = [part.reshape(-1, 2) for part in ((joints, true_joints) if joints is not None else (box, true_box)) if part is not None]
+    shown = np.concatenate(points)
+    shown = shown[np.isfinite(shown).all(axis=1)]
+    if not len(shown):
+        return Overlay(picture, "  ".join(said), joints, errors, box, None, true_joints, true_box)
+    low, high = shown.min(axis=0), shown.max(axis=0)
+    room = (0.25 if joints is not None else 3.0) * (high - low).max()
+    return Overlay(picture, "  ".join(said), joints, errors, box, np.concatenate([low - room, high + room]), true_joints, true_box)
+
+
+def _first(rows: Sequence[dict[str, Any]], name: str) -> NDArray[np.float64] | None:
+    return next((np.array(row[name], dtype=np.float64) for row in rows if row[name]), None)
 
 
 def draw_grid(overlays: Sequence[Overlay], columns: int = 4) -> bytes:
@@ -52,6 +95,8 @@ def draw_grid(overlays: Sequence[Overlay], columns: int = 4) -> bytes:
         entries.append((BOX_COLOUR, "head box"))
     if any(overlay.joint_errors is not None for overlay in overlays):
         entries.append((MISS_COLOUR, "ring: off by more than half a head"))
+    if any(overlay.true_joints is not None or overlay.true_head_box is not None for overlay in overlays):
+        entries.append((TRUTH_COLOUR, "label"))
     _draw_legend(ImageDraw.Draw(grid), rows * TILE, entries)
     sink = io.BytesIO()
     grid.save(sink, "JPEG", quality=90)
@@ -59,11 +104,25 @@ def draw_grid(overlays: Sequence[Overlay], columns: int = 4) -> bytes:
 
 
 def _draw_tile(overlay: Overlay) -> Image.Image:
+    inner = (TILE - 8, TILE - 8 - CAPTION_HEIGHT)
+    part = _draw_part(overlay, inner)
+    tile = Image.new("RGB", (TILE, TILE), "white")
+    tile.paste(part, (4 + (inner[0] - part.width) // 2, 4 + (inner[1] - part.height) // 2))
+    ImageDraw.Draw(tile).text((8, TILE - CAPTION_HEIGHT), overlay.caption, fill="black", font=_font())
+    return tile
+
+
+def draw_picture(overlay: Overlay, width: int, height: int) -> bytes:
+    """A JPEG of one overlay without its caption, as large as fits into width x height."""
+    sink = io.BytesIO()
+    _draw_part(overlay, (width, height)).save(sink, "JPEG", quality=82)
+    return sink.getvalue()
+
+
+def _draw_part(overlay: Overlay, inner: tuple[int, int]) -> Image.Image:
     picture = Image.open(io.BytesIO(overlay.image)).convert("RGB")
     x1, y1, x2, y2 = (0, 0, picture.width, picture.height) if overlay.focus is None else overlay.focus
     x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(float(picture.width), x2), min(float(picture.height), y2)
-    caption_height = 24
-    inner = (TILE - 8, TILE - 8 - caption_height)
     part = picture.crop((int(x1), int(y1), max(int(x1) + 1, math.ceil(x2)), max(int(y1) + 1, math.ceil(y2))))
     scale = min(inner[0] / part.width, inner[1] / part.height)
     part = ImageOps.contain(part, inner, Image.Resampling.LANCZOS)
@@ -72,23 +131,46 @@ def _draw_tile(overlay: Overlay) -> Image.Image:
     def place(point: NDArray[np.float64]) -> tuple[float, float]:
         return (point[0] + 0.5 - int(x1)) * scale, (point[1] + 0.5 - int(y1)) * scale
 
+    _draw_truth(draw, overlay, place)
     if overlay.head_box is not None:
         draw.rectangle([*place(overlay.head_box[:2]), *place(overlay.head_box[2:])], outline=BOX_COLOUR, width=3)
     if overlay.joints is not None:
-        limits = np.array([picture.width, picture.height]) - 0.5
-        is_inside = np.all((overlay.joints >= -0.5) & (overlay.joints < limits), axis=1)
+        shown = is_inside(overlay.joints, picture.size)
         for start, end in LIMBS:
-            if is_inside[start] and is_inside[end]:
+            if shown[start] and shown[end]:
                 draw.line([place(overlay.joints[start]), place(overlay.joints[end])], fill=_colour(start, end), width=3)
-        for joint in np.flatnonzero(is_inside).tolist():
+        for joint in np.flatnonzero(shown).tolist():
             x, y = place(overlay.joints[joint])
             draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill=_colour(joint), outline="black")
             if overlay.joint_errors is not None and overlay.joint_errors[joint] > 0.5:
+                if overlay.true_joints is not None and np.isfinite(overlay.true_joints[joint]).all():
+                    draw.line([x, y, *place(overlay.true_joints[joint])], fill=MISS_COLOUR, width=2)
                 draw.ellipse([x - 8, y - 8, x + 8, y + 8], outline=MISS_COLOUR, width=3)
-    tile = Image.new("RGB", (TILE, TILE), "white")
-    tile.paste(part, (4 + (inner[0] - part.width) // 2, 4 + (inner[1] - part.height) // 2))
-    ImageDraw.Draw(tile).text((8, TILE - caption_height), overlay.caption, fill="black", font=_font())
-    return tile
+    return part
+
+
+def is_inside(joints: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(N,) which joints (N, 2), image px, lie on a picture of this width and height; those that are not finite do not."""
+    return np.all((joints >= -0.5) & (joints < np.array(size) - 0.5), axis=1)
+
+
+def _draw_truth(draw: ImageDraw.ImageDraw, overlay: Overlay, place: Callable[[NDArray[np.float64]], tuple[float, float]]) -> None:
+    """Thin and white with a dark edge, so that the prediction stands out."""
+    lines: list[list[float]] = []
+    if overlay.true_joints is not None:
+        known = np.all(np.isfinite(overlay.true_joints), axis=1)
+        lines += [
+            [*place(overlay.true_joints[start]), *place(overlay.true_joints[end])] for start, end in LIMBS if known[start] and known[end]
+        ]
+    if overlay.true_head_box is not None:
+        (x1, y1), (x2, y2) = place(overlay.true_head_box[:2]), place(overlay.true_head_box[2:])
+        lines += [[x1, y1, x2, y1], [x2, y1, x2, y2], [x2, y2, x1, y2], [x1, y2, x1, y1]]
+    for colour, width in (("black", 3), (TRUTH_COLOUR, 1)):
+        for line in lines:
+            draw.line(line, fill=colour, width=width)
+    if overlay.true_joints is not None:
+        for x, y in (place(point) for point in overlay.true_joints[known]):
+            draw.ellipse([x - 2, y - 2, x + 2, y + 2], fill=TRUTH_COLOUR, outline="black")
 
 
 def _colour(*joints: int) -> str:

@@ -199,8 +199,8 @@ def _joint_columns(points: NDArray[np.float64], confidence: NDArray[np.float64] 
     if labels is not None:
         errors, bone_errors = (pose_errors(points, labels, norm) for norm in ("head_size", "head_bone"))
         columns["joint_error"] = [_nullable(row) for row in errors]
-        columns["pckh"] = _nullable(_share_within(errors[:, PCKH_JOINTS]))
-        columns["pckh_bone"] = _nullable(_share_within(bone_errors))
+        columns["pckh"] = _nullable(metrics.share_within(errors[:, PCKH_JOINTS]))
+        columns["pckh_bone"] = _nullable(metrics.share_within(bone_errors))
     return columns
 
 
@@ -231,12 +231,6 @@ def _examples(rows: Sequence[dict[str, Any]]) -> dict[str, list[list[str]]]:
             of_status.append([row["uri"], row["detail"]])
     found.pop("ok", None)
     return found
-
-
-def _share_within(errors: NDArray[np.float64], threshold: float = 0.5) -> NDArray[np.float64]:
-    """(N,) share of the finite or missed errors that are within the threshold; NaN where nothing is labelled."""
-    labelled = (~np.isnan(errors)).sum(axis=1)
-    return np.where(labelled > 0, (errors <= threshold).sum(axis=1) / np.maximum(labelled, 1), np.nan)
 
 
 def _nullable(values: NDArray[np.float64]) -> list[float | None]:

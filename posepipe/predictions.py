@@ -39,6 +39,7 @@ PREDICTION = pa.schema(
         pa.field("is_visible", pa.list_(pa.bool_(), NUM_JOINTS), metadata={"doc": "the label's; null where unknown"}),
         pa.field("head_size", pa.float32(), metadata={"doc": "0.6 x diagonal of the labelled head box, image px, or null"}),
         pa.field("head_bone", pa.float32(), metadata={"doc": "labelled head top to upper neck, image px, or null"}),
+        pa.field("activity", pa.string(), metadata={"doc": "of the sample: MPII's category, or null where unknown"}),
         pa.field("model_id", pa.string(), metadata={"doc": "sha256 of the checkpoint; of several, joined by +"}),
         pa.field("run_id", pa.string(), metadata={"doc": "name of the scoring run"}),
     ]

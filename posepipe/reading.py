@@ -117,7 +117,7 @@ class ShardReader:
         labels: dict[str, Any] = {**samples.label_arrays(table), "is_visible": table["is_visible"].to_pylist()}
         known = [
             {**row, "uri": storage.join_uri(spec["images"], row.pop("image")), "status": "ok", "detail": ""}
-            for row in table.select(["sample_id", "image", "split", "framing", "width", "height"]).to_pylist()
+            for row in table.select(["sample_id", "image", "split", "framing", "width", "height", "activity"]).to_pylist()
         ]
         for row in known:
             row["person_from"] = "label" if row["framing"] == "person" else None

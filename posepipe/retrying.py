@@ -33,6 +33,9 @@ _LASTING_ERRNOS = {
 }  # fmt: skip
 
 
+_ANSWERS = (NoCredentialsError, FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+
+
 class TruncatedBodyError(OSError):
     """Fewer bytes came than the storage had announced."""
 
@@ -55,7 +58,7 @@ def is_passing(error: Exception) -> bool:
     if code:
         status = _http_status(error)
         return code in _PASSING_CODES or status == 429 or status >= 500
-    if isinstance(error, NoCredentialsError | FileNotFoundError | PermissionError | FileExistsError):
+    if isinstance(error, _ANSWERS):
         return False
     if isinstance(error, HTTPClientError | TimeoutError | asyncio.TimeoutError | ConnectionError | TruncatedBodyError):
         return True
@@ -82,8 +85,9 @@ def _pauses(first: float = PAUSE) -> Iterator[float]:
 class _Attempts:
     """Decides after each failure how long to wait before the next attempt, or raises what the caller should see."""
 
-    def __init__(self) -> None:
-        self._pauses, self._deadline, self._denied = _pauses(), time.monotonic() + PATIENCE, 0
+    def __init__(self, patience: float | None) -> None:
+        self._patience = PATIENCE if patience is None else patience
+        self._pauses, self._deadline, self._denied = _pauses(), time.monotonic() + self._patience, 0
 
     def pause(self, error: Exception) -> float:
         if error_code(error) in _CREDENTIAL_CODES or isinstance(error, NoCredentialsError):
@@ -91,7 +95,7 @@ class _Attempts:
         if is_passing(error):
             if time.monotonic() > self._deadline:
                 raise StorageUnavailableError(
-                    f"the storage failed for {PATIENCE:g} s, last with {type(error).__name__}: {error}"
+                    f"the storage failed for {self._patience:g} s, last with {type(error).__name__}: {error}"
                 ) from error
             return next(self._pauses)
         if _is_denied(error) and self._denied < DENIED_RETRIES:
@@ -116,14 +120,14 @@ def _as_os_error(error: Exception) -> Exception:
     return OSError(errno.EINVAL, str(error))
 
 
-def retry(call: Callable[[], T]) -> T:
-    """Calls until it works.
+def retry(call: Callable[[], T], patience: float | None = None) -> T:
+    """Calls until it works, for `patience` seconds (None: `PATIENCE`).
 
     Raises:
         FileNotFoundError, PermissionError, …: the storage's answer.
         StorageUnavailableError: a fault that did not pass.
     """
-    attempts = _Attempts()
+    attempts = _Attempts(patience)
     while True:
         try:
             return call()
@@ -132,9 +136,9 @@ def retry(call: Callable[[], T]) -> T:
         time.sleep(pause)
 
 
-async def retry_async(call: Callable[[], Awaitable[T]]) -> T:
+async def retry_async(call: Callable[[], Awaitable[T]], patience: float | None = None) -> T:
     """`retry` for coroutines."""
-    attempts = _Attempts()
+    attempts = _Attempts(patience)
     while True:
         try:
             return await call()

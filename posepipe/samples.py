@@ -1,4 +1,4 @@
-"""The sample record; persons + images -> samples; samples as a Ray Dataset.
+"""The sample record; persons + images -> samples; the samples of a split, read through their manifest.
 
 A folder of samples holds `persons.parquet` (the parsed annotation file), `errors.parquet` (people whose picture could not be used),
 `<split>/part-NNNNN.parquet` (SAMPLE records) and, written last, `_MANIFEST.json`. Readers go by the manifest alone.
@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
-import ray.data
 
-from posepipe import cluster, geometry, images, metrics, storage
+from posepipe import geometry, images, metrics, storage
+from posepipe.columns import float_array, list_array, text_array
 from posepipe.config import Split
 from posepipe.skeleton import NUM_JOINTS
 
@@ -34,6 +33,7 @@ SAMPLE = pa.schema(
         pa.field("is_visible", pa.list_(pa.bool_(), NUM_JOINTS), metadata={"doc": "null where unknown"}),
         pa.field("head_size", pa.float32(), metadata={"doc": "0.6 x diagonal of the head box, image px, or null"}),
         pa.field("head_bone", pa.float32(), metadata={"doc": "head top to upper neck, image px, or null"}),
+        pa.field("activity", pa.string(), metadata={"doc": "MPII's category of the picture, or null where unknown"}),
     ]
 )
 
@@ -67,7 +67,7 @@ def build_sample(data: bytes | OSError, person: dict[str, Any], framing: str, si
     bone = metrics.head_bone(joints[None], is_annotated[None])[0]
     return {
         "sample_id": f"{person['image']}#{person['person_index']}",
-        **{name: person[name] for name in ("image", "person_index", "split", "is_annotated", "is_visible")},
+        **{name: person[name] for name in ("image", "person_index", "split", "is_annotated", "is_visible", "activity")},
         "framing": framing,
         "width": header.width,
         "height": header.height,
@@ -102,22 +102,6 @@ def list_split(samples_uri: str, split: Split) -> list[str]:
     return files
 
 
-def load_pixels(samples_uri: str, split: Split) -> ray.data.Dataset:
-    """The samples of one split with their crops decoded, one block per file.
-
-    The columns are SAMPLE's, with `pixels` (fixed-size binary, size x size x 3 uint8 RGB) instead of `crop`.
-    """
-    files = list_split(samples_uri, split)
-    return cluster.from_items([{"uri": uri} for uri in files]).map_batches(_decode_crops, batch_size=1, batch_format="pyarrow")
-
-
-def _decode_crops(batch: pa.Table) -> pa.Table:
-    table = storage.read_table(batch["uri"][0].as_py())
-    pixels = [images.decode_jpeg(crop).tobytes() for crop in table["crop"].to_pylist()]
-    column = pa.array(pixels, pa.binary(len(pixels[0])))
-    return table.drop_columns(["crop"]).append_column("pixels", column)
-
-
 def label_arrays(table: pa.Table) -> dict[str, np.ndarray[Any, Any]]:
     """The labels of a SAMPLE table as arrays, named like its columns; NaN where null.
 
@@ -125,20 +109,11 @@ def label_arrays(table: pa.Table) -> dict[str, np.ndarray[Any, Any]]:
         sample_id (N,), crop_to_image (N, 2, 3), head_box (N, 4) crop px, joints (N, 16, 2) crop px, is_annotated (N, 16),
         head_size (N,) and head_bone (N,) image px.
     """
-    table = table.combine_chunks()
-
-    def fixed(name: str, *shape: int) -> np.ndarray[Any, Any]:
-        column = table[name].combine_chunks()
-        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        values = np.full((len(column), *shape), np.nan)
-        values[np.asarray(column.is_valid())] = np.asarray(column.flatten()).reshape(-1, *shape)
-        return values
-
     return {
-        "sample_id": np.asarray(table["sample_id"].to_pylist()),
-        "crop_to_image": fixed("crop_to_image", 2, 3),
-        "head_box": fixed("head_box", 4),
-        "joints": fixed("joints", NUM_JOINTS, 2),
-        "is_annotated": fixed("is_annotated", NUM_JOINTS).astype(bool),
-        **{name: table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in ("head_size", "head_bone")},
+        "sample_id": text_array(table["sample_id"]).astype(str),
+        "crop_to_image": list_array(table["crop_to_image"], 2, 3),
+        "head_box": list_array(table["head_box"], 4),
+        "joints": list_array(table["joints"], NUM_JOINTS, 2),
+        "is_annotated": list_array(table["is_annotated"], NUM_JOINTS).astype(bool),
+        **{name: float_array(table[name]) for name in ("head_size", "head_bone")},
     }

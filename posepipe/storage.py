@@ -13,7 +13,8 @@ import os
 import posixpath
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import fsspec.core
@@ -53,6 +54,15 @@ def resolve_uri(uri: str) -> str:
 def join_uri(uri: str, *parts: str) -> str:
     """`uri` and the names below it, with one slash between them."""
     return posixpath.join(uri.rstrip("/") or "/", *parts)
+
+
+def distinct_names(names: Sequence[str], uris: Sequence[str]) -> list[str]:
+    """The names; where several are alike, as much of the end of their URIs as tells them apart."""
+    found = list(names)
+    for depth in range(2, 2 + max((uri.count("/") for uri in uris), default=0)):
+        counts = Counter(found)
+        found = ["/".join(uri.split("/")[-depth:]) if counts[name] > 1 else name for name, uri in zip(found, uris, strict=True)]
+    return found
 
 
 def is_local(uri: str) -> bool:

@@ -127,7 +127,7 @@ def _act(record: dict[str, Any]) -> dict[str, Any]:
     """One struct of act; the activity of test pictures is not public."""
     if not record["is_train"] or record["activity"] is None:
         return {"cat_name": _EMPTY, "act_name": _EMPTY, "act_id": _number(-1)}
-    return {"cat_name": "synthetic", "act_name": record["activity"], "act_id": _number(1 + ACTIVITIES.index(record["activity"]))}
+    return {"cat_name": record["activity"], "act_name": record["activity"], "act_id": _number(1 + ACTIVITIES.index(record["activity"]))}
 
 
 def _number(value: float) -> NDArray[Any]:

@@ -24,16 +24,18 @@ from numpy.typing import NDArray
 from ray.train import Checkpoint
 from torch import Tensor, nn
 
-from posepipe import samples, storage
+from posepipe import images, samples, snapshots, storage
 from posepipe.augmentation import augment
 from posepipe.config import TrainConfig
 from posepipe.geometry import transform
 from posepipe.models import MODEL_FILE, PoseModel, load_model, save_model
+from posepipe.runs import HISTORY_FILE
+from posepipe.snapshots import SNAPSHOTS_FILE
 from posepipe.tasks import TASKS, Score, Task
 
-HISTORY_FILE = "history.json"
 STATE_FILE = "state.pt"
 WARMUP = 0.03  # of all steps
+MAX_TRAIN_SCORED = 2000  # of the train people, whose score is shown beside that of validation
 
 
 class SampleCache:
@@ -86,12 +88,19 @@ def train_loop(arguments: dict[str, Any]) -> None:
     optimizer = torch.optim.Adam(own.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(steps) * config.epochs, config.schedule))
     history: list[dict[str, Any]] = []
+    chosen = snapshots.choose_people(task.truth(val_cache.labels), config.num_snapshot_people)
+    kept = _start_snapshots(task, val_cache, chosen)
+    snapshot_epochs = snapshots.choose_epochs(config.epochs, config.num_snapshot_epochs)
+    # As many as there are for validation, in eval mode and not augmented: the two scores differ in the people alone.
+    num_scored = min(len(cache), len(val_cache), MAX_TRAIN_SCORED)
+    train_rows = np.linspace(0, len(cache) - 1, num_scored).round().astype(int)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             own.load_state_dict(load_model(folder)[0].state_dict())
             state = torch.load(os.path.join(folder, STATE_FILE), map_location="cpu", weights_only=True)
             history = storage.read_json(os.path.join(folder, HISTORY_FILE))
+            kept = storage.read_table(os.path.join(folder, SNAPSHOTS_FILE))
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
     # prepare_model moves the parameters, so the optimizer's state has to follow them.
@@ -106,10 +115,12 @@ def train_loop(arguments: dict[str, Any]) -> None:
         if world > 1:  # Validate what is saved: the statistics of rank 0.
             for buffer in own.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        val_loss, score = evaluate(own, task, val_cache, config.batch_size, (rank, world), device)
+        val_loss, score = evaluate(own, task, val_cache, np.arange(len(val_cache)), config.batch_size, (rank, world), device)
+        _, train_score = evaluate(own, task, cache, train_rows, config.batch_size, (rank, world), device)
         row = {
             "epoch": epoch + 1,
             "train_loss": loss,
+            **{f"train_{name}": value for name, value in (train_score.summary() if train_score.num_scored else {}).items()},
             "learning_rate": schedule.get_last_lr()[0],
             "images_per_second": len(steps) * config.batch_size / seconds,
             "val_loss": val_loss,
@@ -130,8 +141,24 @@ def train_loop(arguments: dict[str, Any]) -> None:
                 save_model(own, os.path.join(folder, MODEL_FILE))
                 torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, os.path.join(folder, STATE_FILE))
                 storage.write_json(os.path.join(folder, HISTORY_FILE), history)
+                if epoch + 1 in snapshot_epochs and len(chosen):
+                    kept = snapshots.extend(kept, epoch + 1, _predict(own, val_cache, chosen, device))
+                storage.write_table(os.path.join(folder, SNAPSHOTS_FILE), kept)
                 saved = Checkpoint.from_directory(folder)
             ray.train.report(row, checkpoint=saved)
+
+
+def _start_snapshots(task: Task, cache: SampleCache, chosen: NDArray[np.int64]) -> pa.Table:
+    crops = [images.encode_jpeg(pixels) for pixels in cache.pixels(chosen.tolist()).permute(0, 2, 3, 1).numpy()] if len(chosen) else []
+    return snapshots.start(cache.labels["sample_id"][chosen].tolist(), crops, task.truth(cache.labels)[chosen])
+
+
+@torch.inference_mode()
+def _predict(model: PoseModel, cache: SampleCache, rows: NDArray[np.int64], device: torch.device) -> NDArray[np.float64]:
+    """(N, num_points, 2) crop px."""
+    model.eval()
+    points, _ = model.predict(cache.pixels(rows.tolist()).to(device))
+    return points.double().cpu().numpy()
 
 
 def _rate(step: int, total: int, schedule: str) -> float:
@@ -203,13 +230,19 @@ def _sum_over_workers(values: Tensor, world: int, device: torch.device) -> Tenso
 
 @torch.inference_mode()
 def evaluate(
-    model: PoseModel, task: Task, cache: SampleCache, batch_size: int, place: tuple[int, int], device: torch.device
+    model: PoseModel,
+    task: Task,
+    cache: SampleCache,
+    rows: NDArray[np.int64],
+    batch_size: int,
+    place: tuple[int, int],
+    device: torch.device,
 ) -> tuple[float, Score]:
-    """Loss and score over every sample of the cache exactly once, whatever the number of workers."""
+    """Loss and score over the given rows of the cache, each exactly once, whatever the number of workers."""
     rank, world = place
     model.eval()
     head: Any = model.head
-    mine = np.arange(len(cache))[rank::world]
+    mine = rows[rank::world]
     truth = torch.from_numpy(task.truth(cache.labels)).float()
     points = np.empty((len(mine), task.num_points, 2))
     total = torch.zeros(2, dtype=torch.float64)

@@ -25,17 +25,17 @@ from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, L
 from ray.train.torch import TorchTrainer
 
 import posepipe
-from posepipe import cluster, samples, storage
-from posepipe.config import TrainConfig
+from posepipe import cluster, images, samples, storage
+from posepipe.config import Split, TrainConfig
 from posepipe.geometry import transform
 from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, load_weights, save_model
+from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
+from posepipe.snapshots import SNAPSHOTS_FILE
 from posepipe.tasks import TASKS
-from posepipe.train_loop import HISTORY_FILE, train_loop
+from posepipe.train_loop import train_loop
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.json"
-RESULT_FILE = "result.json"
 LIBRARIES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
 # What a run may be resumed with differently: where it runs, not what it computes.
 RESOURCES = ("num_workers", "cpus_per_worker", "use_gpu", "max_failures", "samples_uri", "runs_uri")
@@ -46,7 +46,7 @@ class TrainingData:
     """Decoded samples in Ray's object store.
 
     Attributes:
-        train: columns of `samples.load_pixels`.
+        train: columns of `load_pixels`.
         val: the same.
         manifest: of the samples.
         mean_points: (num_points, 2) mean of the train labels, unit frame.
@@ -72,7 +72,7 @@ def load_data(config: TrainConfig) -> TrainingData:
             f"the decoded samples take {needed / 2**30:.1f} GiB, the object store of a node holds {store / 2**30:.1f} GiB "
             "and must keep a fifth free; use smaller crops, or start Ray with a larger --object-store-memory"
         )
-    datasets = [samples.load_pixels(samples_uri, split).materialize() for split in ("train", "val")]
+    datasets = [load_pixels(samples_uri, split).materialize() for split in ("train", "val")]
     train_labels, val_labels = (_collect_labels(dataset) for dataset in datasets)
     truth = task.truth(train_labels) / manifest["size"]
     if not np.isfinite(truth).any(axis=(0, 2)).all():
@@ -83,6 +83,22 @@ def load_data(config: TrainConfig) -> TrainingData:
     if not floor.num_scored:
         raise ValueError(f"the val split of {samples_uri} has nothing to score for the task {config.task!r}")
     return TrainingData(datasets[0], datasets[1], manifest, mean_points, floor.summary())
+
+
+def load_pixels(samples_uri: str, split: Split) -> ray.data.Dataset:
+    """The samples of one split with their crops decoded, one block per file.
+
+    The columns are SAMPLE's, with `pixels` (fixed-size binary, size x size x 3 uint8 RGB) instead of `crop`.
+    """
+    files = samples.list_split(samples_uri, split)
+    return cluster.from_items([{"uri": uri} for uri in files]).map_batches(_decode_crops, batch_size=1, batch_format="pyarrow")
+
+
+def _decode_crops(batch: pa.Table) -> pa.Table:
+    table = storage.read_table(batch["uri"][0].as_py())
+    pixels = [images.decode_jpeg(crop).tobytes() for crop in table["crop"].to_pylist()]
+    column = pa.array(pixels, pa.binary(len(pixels[0])))
+    return table.drop_columns(["crop"]).append_column("pixels", column)
 
 
 def _collect_labels(dataset: ray.data.Dataset) -> dict[str, NDArray[Any]]:
@@ -204,8 +220,10 @@ def _finish(config: TrainConfig, run_uri: str, data: TrainingData, fitted: ray.t
         model_data = storage.read_bytes(os.path.join(folder, MODEL_FILE))
     with cast(Checkpoint, fitted.checkpoint).as_directory() as folder:
         history = storage.read_json(os.path.join(folder, HISTORY_FILE))
+        kept = storage.read_bytes(os.path.join(folder, SNAPSHOTS_FILE))
     storage.write_bytes(storage.join_uri(run_uri, MODEL_FILE), model_data)
     storage.write_json(storage.join_uri(run_uri, HISTORY_FILE), history)
+    storage.write_bytes(storage.join_uri(run_uri, SNAPSHOTS_FILE), kept)
     result = {
         "run_uri": run_uri,
         "model_id": storage.sha256(model_data),

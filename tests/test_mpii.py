@@ -73,6 +73,22 @@ def joints_of(person):
     return found
 
 
+# Activities
+
+
+def test_the_activity_is_the_category_of_the_picture():
+    act = [{"cat_name": "sports", "act_name": "rope skipping", "act_id": 1}, {"cat_name": EMPTY, "act_name": EMPTY, "act_id": -1}]
+    person = [annotated(point(6, 1, 1))]
+    persons = persons_of(("a.jpg", person * 2), ("b.jpg", person), act=records(act).T)
+    assert [row["activity"] for row in persons] == ["sports", "sports", None]
+    assert [row["activity"] for row in persons_of(("a.jpg", person))] == [None]
+
+
+def test_activities_that_do_not_fit_the_list_are_an_error():
+    with pytest.raises(ValueError, match="2 entries in annolist but 1 in act"):
+        persons_of(("a.jpg", []), ("b.jpg", []), act=records([{"cat_name": "sports"}]))
+
+
 # One person
 
 

@@ -34,6 +34,7 @@ def person(**changes):
         "head_box": [199.5, 29.5, 239.5, 59.5],
         "center": [250.0, 120.0],
         "scale": 0.8,
+        "activity": "sports",
     }
     assert set(row) == {*PERSON.names, "split"}
     return row | changes

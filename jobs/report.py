@@ -1,0 +1,16 @@
+"""predictions and runs -> a self-contained HTML report"""
+
+from posepipe import cli
+from posepipe.config import ReportConfig
+
+
+def main() -> None:
+    settings = cli.parse(ReportConfig)
+    from posepipe import report
+
+    with cli.user_errors():
+        print(report.describe(report.build(settings)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Arrow columns -> arrays and back, NaN where null."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+def list_array(column: pa.ChunkedArray, *shape: int) -> NDArray[np.float64]:
+    """A column of lists of one length as (N, *shape); NaN where the list, or a value in it, is null."""
+    values = np.full((len(column), *shape), np.nan)
+    start = 0
+    for chunk in column.chunks:
+        part = values[start : start + len(chunk)]
+        # `flatten` leaves out the lists that are null.
+        part[np.asarray(chunk.is_valid())] = np.asarray(chunk.flatten().to_numpy(zero_copy_only=False), np.float64).reshape(-1, *shape)
+        start += len(chunk)
+    return values
+
+
+def list_column(values: NDArray[Any], value_type: pa.DataType) -> pa.Array:
+    """The inverse of `list_array`, for (N, K) values; a row without any number is null."""
+    numbers = np.asarray(values, np.float64)
+    flat = pa.array(numbers.ravel(), pa.float64(), from_pandas=True).cast(value_type)
+    return pa.FixedSizeListArray.from_arrays(flat, numbers.shape[1], mask=pa.array(np.isnan(numbers).all(axis=1)))
+
+
+def float_array(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """A column of numbers as (N,)."""
+    return column.to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def text_array(column: pa.ChunkedArray) -> NDArray[Any]:
+    """A column of strings as (N,) of str, None where null."""
+    return np.array(column.to_pylist(), dtype=object)

@@ -1,0 +1,50 @@
+"""What a run folder holds: the names of its files, and a finished run read from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from posepipe import storage
+from posepipe.snapshots import SNAPSHOTS_FILE
+
+CONFIG_FILE = "config.json"
+RESULT_FILE = "result.json"
+HISTORY_FILE = "history.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training run.
+
+    Attributes:
+        name: of its folder.
+        uri: of its folder.
+        config: of jobs.train.
+        history: one dict per epoch: epoch, train_loss, val_loss, train_pckh, val_pckh, …
+        result: best_epoch, val, floor, samples, versions, model_id.
+        snapshots: a SNAPSHOT table, or None where none were kept.
+    """
+
+    name: str
+    uri: str
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+    result: dict[str, Any]
+    snapshots: pa.Table | None
+
+
+def read_runs(uris: Sequence[str]) -> list[Run]:
+    """Finished runs of jobs.train, with names that tell them apart; ValueError where one is not there or not finished."""
+    found = [_read_run(storage.resolve_uri(uri)) for uri in uris]
+    names = storage.distinct_names([run.name for run in found], [run.uri for run in found])
+    return [replace(run, name=name) for run, name in zip(found, names, strict=True)]
+
+
+def _read_run(uri: str) -> Run:
+    if not storage.exists(storage.join_uri(uri, storage.SUCCESS)) or not storage.exists(storage.join_uri(uri, HISTORY_FILE)):
+        raise ValueError(f"no finished run at {uri}: expected {HISTORY_FILE} and {storage.SUCCESS}, as jobs.train leaves them")
+    config, history, result = (storage.read_json(storage.join_uri(uri, name)) for name in (CONFIG_FILE, HISTORY_FILE, RESULT_FILE))
+    kept = storage.join_uri(uri, SNAPSHOTS_FILE)
+    return Run(uri.rpartition("/")[2], uri, config, history, result, storage.read_table(kept) if storage.exists(kept) else None)
