@@ -20,6 +20,8 @@ MissingJoints = Literal["mask", "zero"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["float32", "bfloat16"]
 Scheduler = Literal["asha", "none"]
+OnNonFinite = Literal["stop", "skip"]
+Logger = Literal["none", "mlflow", "wandb"]
 
 
 def check_choice(what: str, value: str, choices: Sequence[str]) -> None:
@@ -112,8 +114,8 @@ class TrainConfig:
     """Flip, rotate, scale, shift and recolour the train crops on the device."""
     seed: int = 0
     """Of the weights, the order of samples and the augmentation."""
-    num_workers: int = 1
-    """Data-parallel workers."""
+    num_workers: int | str = 1
+    """Data-parallel workers, which share each batch; or MIN:MAX (in YAML "1:4", with quotes): as many as there is room for."""
     cpus_per_worker: int = 1
     """CPUs (and torch threads) of each worker."""
     use_gpu: bool = False
@@ -122,6 +124,16 @@ class TrainConfig:
     """float32, or bfloat16 for mixed precision."""
     max_failures: int = 2
     """How often the run restarts from its last checkpoint after a worker died."""
+    max_preemption_failures: int = -1
+    """The same for workers whose node was taken away (spot machines), counted apart; -1: without limit."""
+    checkpoint_every: int = 0
+    """Optimizer steps between checkpoints in the middle of an epoch; 0: only at its end."""
+    on_nonfinite: OnNonFinite = "stop"
+    """A step whose loss or gradient is not finite: stop (ends the run and names the batch's samples) or skip (leaves it out)."""
+    deterministic: bool = False
+    """Two runs on one machine give the same bits. GPUs are slower so."""
+    logger: Logger = "none"
+    """none, mlflow or wandb (both read their own environment variables). TensorBoard's event files are always written."""
     num_snapshot_people: int = 6
     """Validation people whose predictions are kept at some epochs, to be seen in the report; 0: of nobody."""
     num_snapshot_epochs: int = 6
@@ -129,13 +141,32 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_at_least(self, epochs=1, num_workers=1, cpus_per_worker=1, max_failures=0, feature_stride=4)
+        _check_at_least(self, epochs=1, cpus_per_worker=1, max_failures=0, feature_stride=4)
+        _check_at_least(self, max_preemption_failures=-1, checkpoint_every=0)
         _check_at_least(self, num_snapshot_people=0, num_snapshot_epochs=1)
-        _check_at_least(self, batch_size=2 * self.num_workers)  # a batch norm needs two samples of each worker
+        _check_at_least(self, batch_size=max(2, self.max_workers))  # a batch norm needs two samples, a worker one
         if not self.learning_rate > 0:
             raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
         if not self.name or "/" in self.name:
             raise ValueError(f"--name must be one folder name, got {self.name!r}")
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that the run goes on with."""
+        return parse_workers(self.num_workers)[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that it takes."""
+        return parse_workers(self.num_workers)[1]
+
+
+def parse_workers(text: int | str) -> tuple[int, int]:
+    """`N` or `MIN:MAX` -> the fewest and the most workers."""
+    low, _, high = str(text).partition(":")
+    if not low.isdecimal() or not (high or low).isdecimal() or not 1 <= int(low) <= int(high or low) or str(text).endswith(":"):
+        raise ValueError(f"--num-workers must be a number of at least 1, or MIN:MAX, got {text!r}")
+    return int(low), int(high or low)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +188,8 @@ class TuneConfig:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_at_least(self, num_trials=1, max_concurrent_trials=0)
+        if self.train.min_workers < self.train.max_workers:
+            raise ValueError(f"a trial's --num-workers must be one number, got {self.train.num_workers!r}: others wait for the rest")
         for text in self.search:
             name, _, values = parse_search(text)
             for value in values:
@@ -316,6 +349,11 @@ NOT_SEARCHED = (
     "cpus_per_worker",
     "use_gpu",
     "max_failures",
+    "max_preemption_failures",
+    "checkpoint_every",
+    "on_nonfinite",
+    "deterministic",
+    "logger",
     "num_snapshot_people",
     "num_snapshot_epochs",
 )

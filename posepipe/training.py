@@ -21,11 +21,12 @@ import ray.train.torch
 import torch
 import torch.distributed
 from numpy.typing import NDArray
-from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 import posepipe
 from posepipe import cluster, images, samples, storage
+from posepipe.checkpoints import NOT_SCORED
 from posepipe.config import Split, TrainConfig
 from posepipe.geometry import transform
 from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, load_weights, save_model
@@ -33,12 +34,18 @@ from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
 from posepipe.snapshots import SNAPSHOTS_FILE
 from posepipe.tasks import TASKS
 from posepipe.train_loop import train_loop
+from posepipe.train_steps import NonFiniteError
+from posepipe.watching import require_logger
 
 logger = logging.getLogger(__name__)
 
 LIBRARIES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
 # What a run may be resumed with differently: where it runs, not what it computes.
-RESOURCES = ("num_workers", "cpus_per_worker", "use_gpu", "max_failures", "samples_uri", "runs_uri")
+RESOURCES = (
+    *("num_workers", "cpus_per_worker", "use_gpu", "max_failures", "max_preemption_failures", "samples_uri", "runs_uri"),
+    # These decide what becomes of a fault and who watches; a run without a fault computes the same.
+    *("checkpoint_every", "on_nonfinite", "logger"),
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
         The result as written to `result.json`.
 
     Raises:
-        ValueError: a name that is taken by other settings, an unknown model, no samples, too small a cluster.
+        ValueError: a name that is taken by other settings, an unknown model, no samples, too small a cluster; NonFiniteError.
     """
     runs_uri = storage.resolve_uri(config.runs_uri)
     run_uri = storage.join_uri(runs_uri, config.name)
@@ -128,8 +135,9 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
         claim_folder(run_uri, settings)
         logger.warning("run %s is complete; its result is read, nothing is trained", run_uri)
         return storage.read_json(storage.join_uri(run_uri, RESULT_FILE))
+    require_logger(config.logger)
     if data is None:
-        require_workers(f"training with {config.num_workers} workers", config)
+        require_workers(f"training with {config.min_workers} workers", config)
         data = load_data(config)
     # Built here first: a wrong name or weights file is found before the folder is taken and workers start.
     model = build_initial_model(config, data)
@@ -139,9 +147,9 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
         initial = ray.put(storage.read_bytes(os.path.join(folder, MODEL_FILE)))
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"config": dataclasses.asdict(config), "initial": initial},
+        train_loop_config={"config": dataclasses.asdict(config), "initial": initial, "run_uri": run_uri},
         scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
+            num_workers=config.max_workers if config.min_workers == config.max_workers else (config.min_workers, config.max_workers),
             use_gpu=config.use_gpu,
             resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})},
         ),
@@ -149,8 +157,8 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
             name=config.name,
             storage_path=runs_uri,
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="objective", checkpoint_score_order="max"),
-            failure_config=FailureConfig(max_failures=config.max_failures),
-            callbacks=list(callbacks),
+            failure_config=FailureConfig(max_failures=config.max_failures, max_preemption_failures=config.max_preemption_failures),
+            callbacks=[_EpochsOnly(callback) for callback in callbacks],
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
         datasets={"train": data.train, "val": data.val},
@@ -158,7 +166,23 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
         dataset_config=DataConfig(datasets_to_split=[]),
     )
     fitted = trainer.fit()
+    if fitted.return_value:
+        raise NonFiniteError(f"the run {run_uri} cannot go on: {fitted.return_value}")
     return _finish(config, run_uri, data, fitted)
+
+
+class _EpochsOnly(UserCallback):
+    """Hands a callback what is reported at the end of an epoch, not the checkpoints in between, which have no score."""
+
+    def __init__(self, callback: UserCallback) -> None:
+        self._callback = callback
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        if metrics[0]["objective"] != NOT_SCORED:
+            self._callback.after_report(run_context, metrics, checkpoint)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        self._callback.after_exception(run_context, worker_exceptions)
 
 
 def resolve_uris(config: TrainConfig) -> TrainConfig:
@@ -171,7 +195,7 @@ def resolve_uris(config: TrainConfig) -> TrainConfig:
 def require_workers(what: str, config: TrainConfig) -> None:
     """Refuses a run whose workers the cluster cannot hold."""
     hint = "change --num-workers, --cpus-per-worker or --use-gpu"
-    cluster.require(what, units=config.num_workers, cpus=config.cpus_per_worker, gpus=int(config.use_gpu), hint=hint)
+    cluster.require(what, units=config.min_workers, cpus=config.cpus_per_worker, gpus=int(config.use_gpu), hint=hint)
 
 
 def build_initial_model(config: TrainConfig, data: TrainingData) -> PoseModel:
@@ -205,7 +229,9 @@ def claim_folder(run_uri: str, wanted: dict[str, Any]) -> None:
     """Writes `wanted` as the config of the folder; ValueError where it belongs to another one already."""
     uri = storage.join_uri(run_uri, CONFIG_FILE)
     if storage.exists(uri):
-        older = storage.read_json(uri)
+        # A run from before a field existed had what is its default now.
+        defaults = {item.name: item.default for item in dataclasses.fields(TrainConfig)}
+        older = defaults | storage.read_json(uri)
         names = [name for name in wanted if older.get(name) != wanted[name] and name not in RESOURCES]
         if names:
             text = "; ".join(f"{name} was {older.get(name)!r}, now {wanted[name]!r}" for name in names)

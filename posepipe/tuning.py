@@ -44,7 +44,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         logger.warning("sweep %s is complete; its result is read, nothing is trained", sweep_uri)
         return storage.read_json(storage.join_uri(sweep_uri, training.RESULT_FILE))
     training.require_workers("one trial", shared)
-    at_once = cluster.num_fitting(cpus=shared.cpus_per_worker, gpus=int(shared.use_gpu)) // shared.num_workers
+    at_once = cluster.num_fitting(cpus=shared.cpus_per_worker, gpus=int(shared.use_gpu)) // shared.max_workers
     data = training.load_data(shared)
     training.build_initial_model(shared, data)
     _claim_sweep(config, sweep_uri)

@@ -36,11 +36,17 @@ def test_the_defaults_are_in_bounds():
         (TrainConfig, TRAIN | {"schedule": "step"}, "unknown schedule 'step'; choices: constant, cosine"),
         (TrainConfig, TRAIN | {"precision": "float16"}, "unknown precision 'float16'; choices: float32, bfloat16"),
         (TrainConfig, TRAIN | {"epochs": 0}, "--epochs must be at least 1, got 0"),
-        (TrainConfig, TRAIN | {"num_workers": 0}, "--num-workers must be at least 1, got 0"),
+        (TrainConfig, TRAIN | {"num_workers": 0}, "--num-workers must be a number of at least 1, or MIN:MAX, got 0"),
+        (TrainConfig, TRAIN | {"num_workers": "4:1"}, "--num-workers must be a number of at least 1, or MIN:MAX, got '4:1'"),
+        (TrainConfig, TRAIN | {"num_workers": "2:"}, "--num-workers must be a number of at least 1, or MIN:MAX, got '2:'"),
+        (TrainConfig, TRAIN | {"num_workers": "1:9", "batch_size": 8}, "--batch-size must be at least 9, got 8"),
+        (TrainConfig, TRAIN | {"checkpoint_every": -1}, "--checkpoint-every must be at least 0, got -1"),
+        (TrainConfig, TRAIN | {"on_nonfinite": "ignore"}, "unknown on nonfinite 'ignore'; choices: stop, skip"),
+        (TrainConfig, TRAIN | {"max_preemption_failures": -2}, "--max-preemption-failures must be at least -1, got -2"),
         (TrainConfig, TRAIN | {"cpus_per_worker": 0}, "--cpus-per-worker must be at least 1, got 0"),
         (TrainConfig, TRAIN | {"max_failures": -1}, "--max-failures must be at least 0, got -1"),
         (TrainConfig, TRAIN | {"feature_stride": 3}, "--feature-stride must be at least 4, got 3"),
-        (TrainConfig, TRAIN | {"batch_size": 7, "num_workers": 8}, "--batch-size must be at least 16, got 7"),
+        (TrainConfig, TRAIN | {"batch_size": 7, "num_workers": 8}, "--batch-size must be at least 8, got 7"),
         (TrainConfig, TRAIN | {"learning_rate": 0.0}, "--learning-rate must be positive, got 0.0"),
         (TrainConfig, TRAIN | {"learning_rate": float("nan")}, "--learning-rate must be positive, got nan"),
         (TrainConfig, TRAIN | {"name": ""}, "--name must be one folder name, got ''"),
@@ -64,8 +70,19 @@ def test_a_dry_run_needs_no_place_for_samples():
     assert PrepareConfig(mpii_uri="raw", dry_run=True).samples_uri == ""
 
 
-def test_two_samples_per_worker_are_enough():
-    assert TrainConfig(**TRAIN, batch_size=16, num_workers=8).batch_size == 16
+def test_one_sample_per_worker_is_enough():
+    assert TrainConfig(**TRAIN, batch_size=8, num_workers=8).batch_size == 8
+
+
+@pytest.mark.parametrize(("num_workers", "bounds"), [(3, (3, 3)), ("3", (3, 3)), ("1:4", (1, 4))])
+def test_workers_are_a_number_or_a_range(num_workers, bounds):
+    config = TrainConfig(**TRAIN, num_workers=num_workers)
+    assert (config.min_workers, config.max_workers) == bounds
+
+
+def test_the_trials_of_a_sweep_take_no_range_of_workers():
+    with pytest.raises(ValueError, match=r"a trial's --num-workers must be one number, got '1:4'"):
+        TuneConfig(train=TrainConfig(**TRAIN, num_workers="1:4"))
 
 
 def test_configs_are_frozen():

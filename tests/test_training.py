@@ -1,20 +1,30 @@
 """Training runs on Ray Train: what they leave behind, resume, several workers."""
 
+import contextlib
+import dataclasses
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+import pyarrow as pa
 import pytest
+import torch
+from test_watching import read_events
 
 from posepipe import samples, storage, training
 from posepipe.config import TrainConfig
 from posepipe.models import load_model
 from posepipe.tasks import TASKS
+from posepipe.train_steps import NonFiniteError
 
 
 def config(samples_uri: str, runs_uri: str | Path, name: str, **changes: object) -> TrainConfig:
@@ -87,33 +97,85 @@ def test_more_than_the_cluster_has_is_refused_with_the_numbers(person_samples: s
         training.train(config(person_samples, tmp_path, "x", use_gpu=True))
 
 
-def test_two_workers_learn_what_one_learns_and_score_every_row_once(person_samples: str, tmp_path: Path) -> None:
-    # Layer norms know nothing of the batch, so the split of a batch leaves no trace but rounding.
-    shared = {"model": "convnext_atto", "regression_head": "direct", "feature_stride": 32, "epochs": 1}
-    histories = []
-    for world in (1, 2):
-        run = config(person_samples, tmp_path, f"world{world}", num_workers=world, **shared)
+def test_one_two_and_four_workers_learn_the_same_and_score_every_row_once(person_samples: str, tmp_path: Path) -> None:
+    num_train, num_val = (samples.read_manifest(person_samples)["rows"][split] for split in ("train", "val"))
+    # Neither the parts of a batch nor those of the validation rows are of one size, and the last batch is a small one.
+    batch_size = next(size for size in range(10, 20) if size % 2 and num_train % size > 1)
+    assert num_val % 2 == 1
+    histories = {}
+    for world in (1, 2, 4):
+        run = config(person_samples, tmp_path, f"world{world}", num_workers=world, epochs=1, batch_size=batch_size)
         training.train(run)
-        histories.append(storage.read_json(str(tmp_path / run.name / "history.json"))[0])
-    one, two = histories
-    num_val = samples.read_manifest(person_samples)["rows"]["val"]
-    assert num_val % 2 == 1, "an even split would not show a dropped row"
-    assert one["val_num_people"] == two["val_num_people"] == num_val
-    assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
-    assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-2)
+        (histories[world],) = storage.read_json(str(tmp_path / run.name / "history.json"))
+    for world, row in histories.items():
+        assert (row["num_workers"], row["val_num_people"]) == (world, num_val)
+        assert row["train_loss"] == pytest.approx(histories[1]["train_loss"], rel=1e-4)
+        assert row["val_loss"] == pytest.approx(histories[1]["val_loss"], rel=1e-3)
 
 
-def test_a_killed_run_goes_on_at_its_last_checkpoint(person_samples: str, tmp_path: Path) -> None:
-    run = config(person_samples, tmp_path, "killed", epochs=6, schedule="cosine")
-    flags = [f"--samples-uri={run.samples_uri}", f"--runs-uri={run.runs_uri}", "--name=killed", "--model=resnet10t", "--augment"]
-    flags += [
-        "--regression-head=heatmap",
-        "--feature-stride=16",
-        "--epochs=6",
-        "--batch-size=16",
-        "--learning-rate=0.002",
-        "--schedule=cosine",
-    ]
+CLOCK = {"images_per_second", "seconds_data", "seconds_compute", "seconds_checkpoint"}
+
+
+def without_clock(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in CLOCK} for row in history]
+
+
+def interruptible(samples_uri: str, runs_uri: str | Path, name: str, **changes: object) -> TrainConfig:
+    """A run whose bits can be compared, with a checkpoint after every step."""
+    return config(samples_uri, runs_uri, name, epochs=5, schedule="cosine", deterministic=True, checkpoint_every=1, **changes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(person_samples: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Result and history of that run with checkpoints at the end of epochs alone, never interrupted."""
+    run = dataclasses.replace(interruptible(person_samples, tmp_path_factory.mktemp("runs"), "undisturbed"), checkpoint_every=0)
+    result = training.train(run)
+    return result, storage.read_json(f"{result['run_uri']}/history.json")
+
+
+def wait_for_middle_of_epoch(folder: Path, seconds: float = 300) -> None:
+    """Returns as soon as there is a checkpoint in the middle of the second epoch or a later one."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert not (folder / storage.SUCCESS).exists(), "the run ended before it could be interrupted"
+        for path in folder.glob("checkpoint_*/state.pt"):
+            # It may be on its way, or deleted meanwhile.
+            with contextlib.suppress(OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+                if torch.load(path, weights_only=True)["progress"]["losses"] and len(storage.read_json(str(path.parent / "history.json"))):
+                    return
+        time.sleep(0.02)
+    pytest.fail(f"no checkpoint in the middle of an epoch within {seconds} s")
+
+
+def test_a_run_whose_worker_is_killed_in_an_epoch_ends_with_the_same_bits(
+    person_samples: str, tmp_path: Path, undisturbed: tuple[dict[str, Any], list[dict[str, Any]]]
+) -> None:
+    run = interruptible(person_samples, tmp_path, "worker-killed", max_failures=1)
+    killed = []
+
+    def kill() -> None:
+        wait_for_middle_of_epoch(tmp_path / run.name)
+        # Below this process: others on this machine may train too.
+        for process in psutil.Process().children(recursive=True):
+            if "RayTrainWorker" in "".join(process.cmdline()[:1]):
+                process.send_signal(signal.SIGKILL)
+                killed.append(process.pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    result = training.train(run)
+    thread.join()
+    assert len(killed) == 1
+    assert result["model_id"] == undisturbed[0]["model_id"]
+    assert without_clock(storage.read_json(f"{result['run_uri']}/history.json")) == without_clock(undisturbed[1])
+
+
+def test_a_run_whose_driver_is_killed_in_an_epoch_goes_on_to_the_same_bits(
+    person_samples: str, tmp_path: Path, undisturbed: tuple[dict[str, Any], list[dict[str, Any]]]
+) -> None:
+    run = interruptible(person_samples, tmp_path, "driver-killed")
+    changed = {item.name: getattr(run, item.name) for item in dataclasses.fields(run) if getattr(run, item.name) != item.default}
+    flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in changed.items()]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     # Its own process group, so that SIGKILL takes its Ray with it, as a lost machine would.
     process = subprocess.Popen(
@@ -123,21 +185,49 @@ def test_a_killed_run_goes_on_at_its_last_checkpoint(person_samples: str, tmp_pa
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 180
-    while len(list((tmp_path / "killed").glob("checkpoint_*/state.pt"))) < 2 and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    newest = max((tmp_path / "killed").glob("checkpoint_*/history.json"))
-    before = storage.read_json(str(newest))
-    assert 1 <= len(before) < 6
-    assert not (tmp_path / "killed" / storage.SUCCESS).exists()
-    training.train(run)
-    history = storage.read_json(str(tmp_path / "killed" / "history.json"))
-    assert [row["epoch"] for row in history] == list(range(1, 7))
-    # What was trained again came out the same; only the clock differs.
-    assert [{**row, "images_per_second": None} for row in history[: len(before)]] == [{**row, "images_per_second": None} for row in before]
+    try:
+        wait_for_middle_of_epoch(tmp_path / run.name)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (tmp_path / run.name / storage.SUCCESS).exists()
+    result = training.train(run)
+    assert result["model_id"] == undisturbed[0]["model_id"]
+    assert without_clock(storage.read_json(f"{result['run_uri']}/history.json")) == without_clock(undisturbed[1])
+    # No step is shown twice, whoever wrote it.
+    steps = [step for step, _ in read_events(tmp_path / run.name / "tensorboard")["step/loss"]]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) % 5 == 0
+
+
+@pytest.fixture(scope="module")
+def poisoned_samples(person_samples: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Samples one of which gives a loss that is no number, and its id."""
+    folder = tmp_path_factory.mktemp("poisoned")
+    shutil.copytree(person_samples, folder, dirs_exist_ok=True)
+    uri = samples.list_split(str(folder), "train")[0]
+    rows = storage.read_table(uri).to_pylist()
+    rows[0] |= {"joints": [1e30] * 32, "is_annotated": [True] * 16}
+    storage.write_table(uri, pa.Table.from_pylist(rows, storage.read_table(uri).schema))
+    return str(folder), rows[0]["sample_id"]
+
+
+def test_a_loss_that_is_not_finite_ends_a_run_at_once_which_goes_on_without_the_step(
+    poisoned_samples: tuple[str, str], tmp_path: Path
+) -> None:
+    uri, sample_id = poisoned_samples
+    run = config(uri, tmp_path, "poisoned", regression_head="direct", augment=False, epochs=1, batch_size=8, num_workers=2)
+    with pytest.raises(NonFiniteError, match=r"the loss is inf in epoch 1, step \d+; the samples of the batch: ") as error:
+        training.train(run)
+    named = str(error.value).partition("the batch: ")[2].partition(";")[0].split(", ")
+    assert sample_id in named
+    assert len(named) == 8, "those of the other worker too"
+    # Which workers there are is not part of what a run computes.
+    result = training.train(dataclasses.replace(run, on_nonfinite="skip", num_workers="1:3"))
+    (row,) = storage.read_json(f"{result['run_uri']}/history.json")
+    assert row["skipped_steps"] == 1
+    assert 1 <= row["num_workers"] <= 3
+    assert np.isfinite(row["train_loss"])
 
 
 def test_the_floor_is_the_mean_pose_of_the_training_labels(person_samples: str) -> None:

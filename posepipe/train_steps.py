@@ -1,0 +1,142 @@
+"""One pass over the train samples: optimizer steps, what is left out of them, where their time goes.
+
+Every worker draws the same order of samples and takes its part of each global batch; gradients are those of the mean over the global batch,
+statistics and dropout masks those of the global batch. All that is drawn is a function of seed, epoch and step, so a run that is
+resumed at a step draws the same again.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from posepipe.augmentation import augment
+from posepipe.checkpoints import Progress
+from posepipe.config import TrainConfig
+from posepipe.global_batch import GlobalBatch
+from posepipe.models import PoseModel
+from posepipe.sample_cache import SampleCache
+from posepipe.tasks import Task
+
+
+class NonFiniteError(ValueError):
+    """A loss or a gradient is no number any more; the same run would come to the same point again."""
+
+
+def split_batches(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """Global batches, the same for any number of workers; a last one of a single sample is left out, for BatchNorm's sake."""
+    return tuple(batch for batch in order.split(batch_size) if len(batch) > 1)
+
+
+def seed_of(*numbers: int) -> int:
+    return hash(numbers) & 0x7FFFFFFF
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What the steps of a run have in common.
+
+    Attributes:
+        config: of the run.
+        task: of the run.
+        model: what is called: `own`, or what sums its gradients over the workers.
+        own: the network itself.
+        cache: the train samples.
+        truth: (N, num_points, 2) float32 crop px, NaN where there is no label.
+        optimizer: of own's parameters.
+        schedule: of the learning rate.
+        batch: what own's layers know of the global batch.
+        device: of own.
+        save: makes a checkpoint; called in the middle of an epoch, after every `config.checkpoint_every` steps.
+    """
+
+    config: TrainConfig
+    task: Task
+    model: nn.Module
+    own: PoseModel
+    cache: SampleCache
+    truth: Tensor
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    batch: GlobalBatch
+    device: torch.device
+    save: Callable[[Progress], None]
+
+    def run_epoch(self, progress: Progress) -> None:
+        """Goes on with the epoch where `progress` is, to its end.
+
+        Raises:
+            NonFiniteError: on all workers alike.
+        """
+        self.model.train()
+        if self.config.freeze_norm:
+            for module in self.own.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        order = torch.randperm(len(self.cache), generator=torch.Generator().manual_seed(self.config.seed + progress.epoch))
+        batches = split_batches(order, self.config.batch_size)
+        for batch in batches[progress.step :]:
+            self._step(batch, progress)
+            if self.config.checkpoint_every and progress.step % self.config.checkpoint_every == 0 and progress.step < len(batches):
+                self.save(progress)
+        if not any(math.isfinite(loss) for loss in progress.losses):
+            raise NonFiniteError(f"all {len(batches)} steps of epoch {progress.epoch + 1} were left out: no loss was finite")
+
+    def _step(self, batch: Tensor, progress: Progress) -> None:
+        start = time.monotonic()
+        config, rank, world = self.config, self.batch.rank, self.batch.world
+        place = (config.seed, progress.epoch, progress.step)
+        torch.manual_seed(seed_of(*place, rank))
+        self.batch.begin(len(batch), seed_of(*place, -1))
+        indices = batch[rank::world]
+        pixels, target = self.cache.pixels(indices.tolist()).to(self.device, non_blocking=True), self.truth[indices].to(self.device)
+        loaded = time.monotonic()
+        if config.augment and len(indices):
+            pixels, target = augment(pixels, target, self.task, torch.Generator().manual_seed(seed_of(*place)), (rank, world))
+        is_valid = target.isfinite().all(dim=-1)
+        if config.missing_joints == "zero":
+            target, is_valid = torch.nan_to_num(target), torch.ones_like(is_valid)
+        # A forward pass that comes to nothing has moved the statistics of the norms already.
+        buffers = [buffer.clone() for buffer in self.own.buffers()] if config.on_nonfinite == "skip" else []
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+            output = self.model(pixels)
+        head: Any = self.own.head
+        loss, count = head.loss(output, target, is_valid)
+        sums = torch.stack([loss.detach().double(), count.double()])
+        if world > 1:
+            torch.distributed.all_reduce(sums)
+        self.optimizer.zero_grad(set_to_none=True)
+        # Gradients are averaged over workers; with this factor that is the gradient of the mean over the global batch.
+        (loss * (world / sums[1].clamp_min(1)).to(loss.dtype)).backward()
+        gradients = [parameter.grad for parameter in self.own.parameters() if parameter.grad is not None]
+        largest = torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)
+        # The one time in a step that the device is waited for.
+        loss_sum, num_points, largest_gradient = torch.cat([sums, largest.double().view(1)]).tolist()
+        if math.isfinite(loss_sum) and math.isfinite(largest_gradient):
+            self.optimizer.step()
+            progress.loss_sum += loss_sum
+            progress.num_points += num_points
+            progress.losses.append(loss_sum / max(1.0, num_points))
+        elif config.on_nonfinite == "skip":
+            for buffer, before in zip(self.own.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            progress.losses.append(math.nan)
+        else:
+            what = f"the largest gradient is {largest_gradient}" if math.isfinite(loss_sum) else f"the loss is {loss_sum}"
+            raise NonFiniteError(
+                f"{what} in epoch {progress.epoch + 1}, step {progress.step + 1}; the samples of the batch: "
+                f"{', '.join(self.cache.labels['sample_id'][batch.numpy()])}; look at them, lower --learning-rate, "
+                "or leave such steps out with --on-nonfinite skip"
+            )
+        with warnings.catch_warnings():  # of a schedule that goes on where the optimizer's first step was left out
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.schedule.step()
+        progress.seconds["data"] += loaded - start
+        progress.seconds["compute"] += time.monotonic() - loaded

@@ -1,0 +1,106 @@
+"""Where a training run can be watched: TensorBoard's event files beside it, MLflow, Weights & Biases.
+
+There is one event file per epoch, written whole when the epoch ends, to any storage. An epoch that is trained again after a crash replaces
+its file, so no step is there twice. The other two find a run of theirs again by the place of the run folder.
+"""
+
+import importlib
+import importlib.util
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from posepipe import storage
+
+EVENTS_FOLDER = "tensorboard"
+
+
+def require_logger(name: str) -> None:
+    """ValueError where the package of a logger is missing; `none` needs none."""
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise ValueError(f"--logger {name} needs a package that is not installed: pip install 'posepipe[{name}]', or pip install {name}")
+
+
+class Watcher:
+    """Shows the epochs of one run; for one of its workers."""
+
+    def __init__(self, run_uri: str, name: str, settings: Mapping[str, Any], logger: str) -> None:
+        self._events_uri = storage.join_uri(run_uri, EVENTS_FOLDER)
+        self._log, self._close = LOGGERS[logger](run_uri, name, settings)
+
+    def show_epoch(self, row: Mapping[str, Any], losses: Sequence[float]) -> None:
+        """Shows a row of the history and the losses of the epoch's steps, NaN where one was left out."""
+        epoch, values = row["epoch"], {name: value for name, value in row.items() if isinstance(value, int | float)}
+        data = to_events(epoch, values, {(epoch - 1) * len(losses) + step: loss for step, loss in enumerate(losses, 1)})
+        # Readers go through the files in the order of their names.
+        storage.write_bytes(storage.join_uri(self._events_uri, f"events.out.tfevents.{epoch:06d}.posepipe"), data)
+        self._log(values)
+
+    def close(self, is_complete: bool) -> None:
+        self._close(is_complete)
+
+
+def to_events(epoch: int, values: Mapping[str, float], losses: Mapping[int, float]) -> bytes:
+    """A TensorBoard event file: `epoch/…` over epochs, `step/loss` over optimizer steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        with SummaryWriter(folder) as writer:
+            for step, loss in losses.items():
+                if math.isfinite(loss):
+                    writer.add_scalar("step/loss", loss, step)
+            for name, value in values.items():
+                writer.add_scalar(f"epoch/{name}", value, epoch)
+        (name,) = os.listdir(folder)
+        return storage.read_bytes(os.path.join(folder, name))
+
+
+Row = Mapping[str, float]
+
+
+def _open_none(run_uri: str, name: str, settings: Mapping[str, Any]) -> tuple[Callable[[Row], None], Callable[[bool], None]]:
+    return lambda row: None, lambda is_complete: None
+
+
+def _open_mlflow(run_uri: str, name: str, settings: Mapping[str, Any]) -> tuple[Callable[[Row], None], Callable[[bool], None]]:
+    mlflow: Any = importlib.import_module("mlflow")
+    key = storage.fingerprint(run_uri)
+    # In the experiment that MLFLOW_EXPERIMENT_NAME names.
+    found = mlflow.search_runs(filter_string=f"tags.posepipe_run = '{key}'", output_format="list")
+    if found:
+        run_id = found[0].info.run_id
+        mlflow.start_run(run_id=run_id)
+        last = max((each.step for each in mlflow.MlflowClient().get_metric_history(run_id, "train_loss")), default=0)
+    else:
+        mlflow.start_run(run_name=name, tags={"posepipe_run": key, "run_uri": run_uri})
+        mlflow.log_params(dict(settings))
+        last = 0
+
+    def log(row: Row) -> None:
+        if row["epoch"] > last:
+            mlflow.log_metrics(dict(row), step=int(row["epoch"]))
+
+    return log, lambda is_complete: mlflow.end_run("FINISHED" if is_complete else "FAILED")
+
+
+def _open_wandb(run_uri: str, name: str, settings: Mapping[str, Any]) -> tuple[Callable[[Row], None], Callable[[bool], None]]:
+    wandb: Any = importlib.import_module("wandb")
+    # WANDB_PROJECT, WANDB_ENTITY and WANDB_MODE say where to.
+    run = wandb.init(name=name, id=storage.fingerprint(run_uri)[:16], resume="allow", config=dict(settings))
+    first = run.step
+
+    def log(row: Row) -> None:
+        if row["epoch"] >= first:
+            run.log(dict(row), step=int(row["epoch"]))
+
+    return log, lambda is_complete: run.finish(exit_code=0 if is_complete else 1)
+
+
+LOGGERS: dict[str, Callable[[str, str, Mapping[str, Any]], tuple[Callable[[Row], None], Callable[[bool], None]]]] = {
+    "none": _open_none,
+    "mlflow": _open_mlflow,
+    "wandb": _open_wandb,
+}
+"""name -> (URI of the run folder, name of the run, its settings) -> what logs a row, what ends the log."""

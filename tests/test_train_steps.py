@@ -1,0 +1,167 @@
+"""Steps of one worker, without Ray: what is left out, and that a resumed epoch is the same epoch."""
+
+import copy
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from posepipe import snapshots
+from posepipe.checkpoints import Progress
+from posepipe.config import TrainConfig
+from posepipe.global_batch import GlobalBatch, share
+from posepipe.models import ModelConfig, build_model
+from posepipe.tasks import TASKS
+from posepipe.train_steps import NonFiniteError, Steps, split_batches
+
+NUM_SAMPLES, SIZE = 11, 32
+
+
+class Cache:
+    """As SampleCache, of random pixels."""
+
+    def __init__(self) -> None:
+        generator = np.random.default_rng(0)
+        self._pixels = torch.from_numpy(generator.integers(0, 256, (NUM_SAMPLES, 3, SIZE, SIZE), dtype=np.uint8))
+        self.labels = {
+            "sample_id": np.array([f"s{index}" for index in range(NUM_SAMPLES)]),
+            "joints": generator.uniform(0, SIZE, (NUM_SAMPLES, 32)).astype(np.float32),
+        }
+
+    def __len__(self) -> int:
+        return NUM_SAMPLES
+
+    def pixels(self, indices: list[int]) -> torch.Tensor:
+        return self._pixels[indices]
+
+
+def steps_of(cache: Cache, **changes: Any) -> tuple[Steps, list[tuple[Progress, dict[str, torch.Tensor]]]]:
+    """Steps in batches of 4, 4 and 3, and the list of what they save."""
+    values: dict[str, Any] = {"model": "resnet10t", "regression_head": "direct", "batch_size": 4, "augment": True, **changes}
+    config = TrainConfig(samples_uri="samples", runs_uri="runs", name="run", **values)
+    torch.manual_seed(0)
+    own = build_model(
+        ModelConfig(
+            task="pose",
+            model=config.model,
+            regression_head=config.regression_head,
+            feature_stride=32,
+            size=SIZE,
+            framing="person",
+            mean_points=[],
+            samples_fingerprint="",
+        )
+    )
+    batch = GlobalBatch(0, 1)
+    share(own, batch, torch.device("cpu"))
+    optimizer = torch.optim.Adam(own.parameters(), lr=config.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    task = TASKS["pose"]
+    truth = torch.from_numpy(task.truth(cache.labels)).float()
+    saved: list[Any] = []
+
+    def save(progress: Progress) -> None:
+        saved.append(copy.deepcopy((progress, own.state_dict(), optimizer.state_dict(), schedule.state_dict())))
+
+    return Steps(config, task, own, own, cache, truth, optimizer, schedule, batch, torch.device("cpu"), save), saved  # type: ignore[arg-type]
+
+
+def nothing_done() -> Progress:
+    return Progress([], snapshots.SNAPSHOT.empty_table())
+
+
+def poisoned(index: int) -> Cache:
+    """One joint of one sample lies so far away that the square of its distance is no float32."""
+    cache = Cache()
+    cache.labels["joints"][index, 0] = 1e30
+    return cache
+
+
+def batch_with(index: int, epoch: int = 0) -> tuple[int, set[str]]:
+    """The step (1-based) of an epoch that a sample is in, and the ids of its batch."""
+    order = torch.randperm(NUM_SAMPLES, generator=torch.Generator().manual_seed(epoch))
+    batches = [batch.tolist() for batch in split_batches(order, 4)]
+    step = next(step for step, batch in enumerate(batches) if index in batch)
+    return step + 1, {f"s{member}" for member in batches[step]}
+
+
+def test_a_last_batch_of_one_sample_is_left_out_and_one_of_two_is_not() -> None:
+    assert [len(batch) for batch in split_batches(torch.arange(9), 4)] == [4, 4]
+    assert [len(batch) for batch in split_batches(torch.arange(10), 4)] == [4, 4, 2]
+
+
+@pytest.mark.parametrize("model", ["resnet10t", "deeppose"])
+def test_an_epoch_that_goes_on_after_a_step_ends_as_if_it_had_not_stopped(model: str) -> None:
+    cache = Cache()
+    whole, saved = steps_of(cache, model=model, checkpoint_every=1)
+    progress = nothing_done()
+    whole.run_epoch(progress)
+    assert [each[0].step for each in saved] == [1, 2], "the end of the epoch is not its middle"
+    resumed, _ = steps_of(cache, model=model)
+    middle, weights, optimizer, schedule = saved[0]
+    resumed.own.load_state_dict(weights)
+    resumed.optimizer.load_state_dict(optimizer)
+    resumed.schedule.load_state_dict(schedule)
+    resumed.run_epoch(middle)
+    assert middle.losses == progress.losses
+    assert middle.loss_sum == progress.loss_sum
+    for name, tensor in whole.own.state_dict().items():
+        assert torch.equal(tensor, resumed.own.state_dict()[name]), name
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_place_and_all_samples_of_the_batch() -> None:
+    step, ids = batch_with(5)
+    steps, _ = steps_of(poisoned(5), augment=False)
+    with pytest.raises(NonFiniteError, match=rf"the loss is inf in epoch 1, step {step}; the samples of the batch: ") as error:
+        steps.run_epoch(nothing_done())
+    assert set(str(error.value).partition("batch: ")[2].partition(";")[0].split(", ")) == ids
+
+
+def test_a_step_that_is_left_out_leaves_no_trace_in_weights_and_statistics() -> None:
+    step, _ = batch_with(5)
+    steps, saved = steps_of(poisoned(5), augment=False, on_nonfinite="skip", checkpoint_every=1)
+    progress = nothing_done()
+    before = copy.deepcopy(steps.own.state_dict())
+    steps.run_epoch(progress)
+    assert [math.isnan(loss) for loss in progress.losses] == [number == step for number in (1, 2, 3)]
+    states = [before, *(each[1] for each in saved), steps.own.state_dict()]
+    for number in (1, 2, 3):
+        same = all(torch.equal(tensor, states[number][name]) for name, tensor in states[number - 1].items())
+        assert same == (number == step)
+    assert all(torch.isfinite(tensor).all() for tensor in states[-1].values())
+    assert progress.num_points == 16 * (NUM_SAMPLES - len(batch_with(5)[1]))
+
+
+def test_a_gradient_that_is_not_finite_counts_like_a_loss() -> None:
+    steps, _ = steps_of(Cache())
+    steps.own.head.linear.bias.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NonFiniteError, match=r"the largest gradient is (inf|nan) in epoch 1, step 1;"):
+        steps.run_epoch(nothing_done())
+
+
+def test_an_epoch_of_nothing_but_skipped_steps_stops() -> None:
+    steps, _ = steps_of(Cache(), on_nonfinite="skip")
+    steps.own.head.linear.bias.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NonFiniteError, match="all 3 steps of epoch 1 were left out"):
+        steps.run_epoch(nothing_done())
+
+
+def test_waiting_for_data_is_told_from_computing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("posepipe.train_steps.time", SimpleNamespace(monotonic=lambda: now[0]))
+    cache = Cache()
+    read = cache.pixels
+
+    def pixels(indices: list[int]) -> torch.Tensor:
+        now[0] += 3
+        return read(indices)
+
+    cache.pixels = pixels  # type: ignore[method-assign]
+    steps, _ = steps_of(cache)
+    steps.own.register_forward_hook(lambda *_: now.__setitem__(0, now[0] + 5))
+    progress = nothing_done()
+    steps.run_epoch(progress)
+    assert progress.seconds == {"data": 9, "compute": 15, "checkpoint": 0}

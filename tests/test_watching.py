@@ -1,0 +1,136 @@
+"""What TensorBoard, MLflow and Weights & Biases are told of a run."""
+
+import sys
+from collections import defaultdict
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from posepipe import watching
+
+ROW = {"epoch": 2, "train_loss": 0.5, "val_pckh": 0.25, "gpu_memory_bytes": None}
+
+
+def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """tag -> (step, value) of all event files in a folder, in the order in which TensorBoard reads them."""
+    found = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        while data:  # TFRecord: length (8), its checksum (4), event, its checksum (4)
+            length = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            for value in event.summary.value:
+                found[value.tag].append((event.step, value.simple_value))
+    return dict(found)
+
+
+def test_event_files_hold_epochs_and_steps_and_an_epoch_that_is_done_again_once(tmp_path: Path) -> None:
+    watcher = watching.Watcher(str(tmp_path), "run", {}, "none")
+    watcher.show_epoch({**ROW, "epoch": 1}, [4.0, 3.0, 2.0])
+    watcher.show_epoch(ROW, [9.0, 9.0, 9.0])
+    again = watching.Watcher(str(tmp_path), "run", {}, "none")
+    again.show_epoch(ROW, [1.0, float("nan"), 0.5])
+    events = read_events(tmp_path / "tensorboard")
+    assert events["step/loss"] == [(1, 4.0), (2, 3.0), (3, 2.0), (4, 1.0), (6, 0.5)]
+    assert events["epoch/val_pckh"] == [(1, 0.25), (2, 0.25)]
+    assert "epoch/gpu_memory_bytes" not in events
+
+
+def test_event_files_go_to_any_storage(s3_endpoint: str) -> None:
+    from posepipe import storage
+
+    filesystem, _ = storage.open_filesystem("s3://events")
+    filesystem.mkdir("events")
+    watching.Watcher("s3://events/runs/run", "run", {}, "none").show_epoch(ROW, [1.0])
+    assert [uri.rpartition("/")[2] for uri in storage.list_files("s3://events/runs/run/tensorboard")] == [
+        "events.out.tfevents.000002.posepipe"
+    ]
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_missing_package_is_refused_with_the_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=rf"--logger {name} needs a package .*: pip install 'posepipe\[{name}\]'"):
+        watching.require_logger(name)
+    watching.require_logger("none")
+
+
+class FakeMlflow(ModuleType):
+    """Keeps runs as MLflow's server does: by id, with tags and metrics."""
+
+    def __init__(self) -> None:
+        super().__init__("mlflow")
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.active = ""
+        self.status: list[str] = []
+
+    def search_runs(self, filter_string: str, output_format: str) -> list[Any]:
+        assert output_format == "list"
+        wanted = filter_string.partition("'")[2].rstrip("'")
+        return [SimpleNamespace(info=SimpleNamespace(run_id=name)) for name, run in self.runs.items() if run["posepipe_run"] == wanted]
+
+    def start_run(self, run_id: str = "", run_name: str = "", tags: dict[str, str] | None = None) -> None:
+        self.active = run_id or f"id{len(self.runs)}"
+        self.runs.setdefault(self.active, {**(tags or {}), "name": run_name, "metrics": []})
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        assert "params" not in self.runs[self.active], "MLflow refuses other values"
+        self.runs[self.active]["params"] = params
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        assert all(isinstance(value, int | float) for value in metrics.values())
+        self.runs[self.active]["metrics"] += [(name, value, step) for name, value in metrics.items()]
+
+    def end_run(self, status: str) -> None:
+        self.status.append(status)
+
+    def MlflowClient(self) -> Any:  # noqa: N802
+        def history(run_id: str, key: str) -> list[Any]:
+            return [SimpleNamespace(step=step) for name, _, step in self.runs[run_id]["metrics"] if name == key]
+
+        return SimpleNamespace(get_metric_history=history)
+
+
+def test_mlflow_goes_on_with_the_run_that_was_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mlflow = FakeMlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    first = watching.Watcher(str(tmp_path), "run", {"seed": 0}, "mlflow")
+    for epoch in (1, 2):
+        first.show_epoch({**ROW, "epoch": epoch}, [1.0])
+    first.close(False)
+    second = watching.Watcher(str(tmp_path), "run", {"seed": 0}, "mlflow")
+    for epoch in (2, 3):
+        second.show_epoch({**ROW, "epoch": epoch}, [1.0])
+    second.close(True)
+    (run,) = mlflow.runs.values()
+    assert (run["name"], run["params"], run["run_uri"]) == ("run", {"seed": 0}, str(tmp_path))
+    assert [(value, step) for name, value, step in run["metrics"] if name == "val_pckh"] == [(0.25, 1), (0.25, 2), (0.25, 3)]
+    assert mlflow.status == ["FAILED", "FINISHED"]
+    watching.Watcher(str(tmp_path / "other"), "run", {}, "mlflow")
+    assert len(mlflow.runs) == 2
+
+
+def test_wandb_goes_on_with_the_run_that_was_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    logged: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    exit_codes = []
+
+    def init(name: str, id: str, resume: str, config: dict[str, Any]) -> Any:
+        assert (name, resume, config) == ("run", "allow", {"seed": 0})
+        return SimpleNamespace(
+            step=logged[id][-1][0] + 1 if logged[id] else 0,
+            log=lambda row, step: logged[id].append((step, row["val_pckh"])),
+            finish=lambda exit_code: exit_codes.append(exit_code),
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for epochs, is_complete in (((1, 2), False), ((2, 3), True)):
+        watcher = watching.Watcher(str(tmp_path), "run", {"seed": 0}, "wandb")
+        for epoch in epochs:
+            watcher.show_epoch({**ROW, "epoch": epoch}, [1.0])
+        watcher.close(is_complete)
+    assert list(logged.values()) == [[(1, 0.25), (2, 0.25), (3, 0.25)]]
+    assert exit_codes == [1, 0]
