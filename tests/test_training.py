@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import pickle
 import shutil
@@ -20,7 +21,7 @@ import pytest
 import torch
 from test_watching import read_events
 
-from posepipe import samples, storage, training
+from posepipe import samples, storage, train_loop, training
 from posepipe.config import TrainConfig
 from posepipe.models import load_model
 from posepipe.tasks import TASKS
@@ -102,15 +103,19 @@ def test_one_two_and_four_workers_learn_the_same_and_score_every_row_once(person
     # Neither the parts of a batch nor those of the validation rows are of one size, and the last batch is a small one.
     batch_size = next(size for size in range(10, 20) if size % 2 and num_train % size > 1)
     assert num_val % 2 == 1
-    histories = {}
+    histories, losses = {}, {}
     for world in (1, 2, 4):
         run = config(person_samples, tmp_path, f"world{world}", num_workers=world, epochs=1, batch_size=batch_size)
         training.train(run)
         (histories[world],) = storage.read_json(str(tmp_path / run.name / "history.json"))
+        losses[world] = [loss for _, loss in read_events(tmp_path / run.name / "tensorboard")["step/loss"]]
     for world, row in histories.items():
         assert (row["num_workers"], row["val_num_people"]) == (world, num_val)
-        assert row["train_loss"] == pytest.approx(histories[1]["train_loss"], rel=1e-4)
-        assert row["val_loss"] == pytest.approx(histories[1]["val_loss"], rel=1e-3)
+        # Adam makes more of rounding from step to step, as it does where one worker gets the same rows in another order.
+        assert losses[world][0] == pytest.approx(losses[1][0], rel=1e-6)
+        assert losses[world][1] == pytest.approx(losses[1][1], rel=2e-4)
+        assert row["train_loss"] == pytest.approx(histories[1]["train_loss"], rel=1e-3)
+        assert row["val_loss"] == pytest.approx(histories[1]["val_loss"], rel=2e-3)
 
 
 CLOCK = {"images_per_second", "seconds_data", "seconds_compute", "seconds_checkpoint"}
@@ -133,15 +138,22 @@ def undisturbed(person_samples: str, tmp_path_factory: pytest.TempPathFactory) -
     return result, storage.read_json(f"{result['run_uri']}/history.json")
 
 
-def wait_for_middle_of_epoch(folder: Path, seconds: float = 300) -> None:
-    """Returns as soon as there is a checkpoint in the middle of the second epoch or a later one."""
+def train_workers() -> list[int]:
+    """Process ids of the training workers below this process; others on this machine may train too."""
+    children = psutil.Process().children(recursive=True)
+    return [child.pid for child in children if "RayTrainWorker" in "".join(child.cmdline()[:1])]
+
+
+def wait_for_middle_of_epoch(folder: Path, epochs: int = 1, seconds: float = 300) -> None:
+    """Returns as soon as there is a checkpoint in the middle of an epoch, so many or more of which are complete."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert not (folder / storage.SUCCESS).exists(), "the run ended before it could be interrupted"
         for path in folder.glob("checkpoint_*/state.pt"):
             # It may be on its way, or deleted meanwhile.
             with contextlib.suppress(OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
-                if torch.load(path, weights_only=True)["progress"]["losses"] and len(storage.read_json(str(path.parent / "history.json"))):
+                done = len(storage.read_json(str(path.parent / "history.json")))
+                if done >= epochs and torch.load(path, weights_only=True)["progress"]["losses"]:
                     return
         time.sleep(0.02)
     pytest.fail(f"no checkpoint in the middle of an epoch within {seconds} s")
@@ -155,11 +167,9 @@ def test_a_run_whose_worker_is_killed_in_an_epoch_ends_with_the_same_bits(
 
     def kill() -> None:
         wait_for_middle_of_epoch(tmp_path / run.name)
-        # Below this process: others on this machine may train too.
-        for process in psutil.Process().children(recursive=True):
-            if "RayTrainWorker" in "".join(process.cmdline()[:1]):
-                process.send_signal(signal.SIGKILL)
-                killed.append(process.pid)
+        for pid in train_workers():
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -198,6 +208,70 @@ def test_a_run_whose_driver_is_killed_in_an_epoch_goes_on_to_the_same_bits(
     steps = [step for step, _ in read_events(tmp_path / run.name / "tensorboard")["step/loss"]]
     assert steps == list(range(1, len(steps) + 1))
     assert len(steps) % 5 == 0
+
+
+def test_deterministic_refuses_what_may_give_other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    kept = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+    try:
+        train_loop.make_deterministic()
+        with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+            torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert torch.backends.cudnn.deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = kept
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+def test_two_workers_of_which_one_is_killed_now_and_then_end_where_undisturbed_ones_do(person_samples: str, tmp_path: Path) -> None:
+    whole = interruptible(person_samples, tmp_path, "whole", num_workers=2)
+    cut = dataclasses.replace(whole, name="cut", max_failures=2)
+    killed = []
+
+    def kill() -> None:
+        for epochs in (1, 3):
+            wait_for_middle_of_epoch(tmp_path / cut.name, epochs)
+            killed.append(train_workers()[-1])
+            os.kill(killed[-1], signal.SIGKILL)
+
+    training.train(whole)
+    thread = threading.Thread(target=kill)
+    thread.start()
+    training.train(cut)
+    thread.join()
+    assert len(set(killed)) == 2
+    undisturbed, disturbed = (storage.read_json(str(tmp_path / name / "history.json"))[-1] for name in ("whole", "cut"))
+    assert disturbed["val_loss"] == pytest.approx(undisturbed["val_loss"], rel=1e-4)
+    assert disturbed["val_pckh"] == undisturbed["val_pckh"]
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+def test_a_run_that_loses_a_node_ends_where_an_undisturbed_one_does(person_samples: str, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    script = Path(__file__).with_name("node_loss.py")
+    # Its own process group: whatever of its clusters outlasts it ends with it.
+    process = subprocess.Popen(
+        [sys.executable, str(script), person_samples, str(tmp_path)],
+        cwd=script.parents[1],
+        env={**environment, "PYTHONPATH": str(script.parents[1])},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=1500)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    found = json.loads(output.splitlines()[-1])
+    assert found["killed"] >= 1
+    assert found["cut"]["val_loss"] == pytest.approx(found["whole"]["val_loss"], rel=1e-4)
+    assert found["cut"]["val_pckh"] == found["whole"]["val_pckh"]
+    assert (tmp_path / "cut" / storage.SUCCESS).exists()
 
 
 @pytest.fixture(scope="module")
