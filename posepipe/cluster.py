@@ -112,15 +112,16 @@ def _total(name: str) -> float:
 
 def describe() -> str:
     """What the nodes offer, for people."""
-    stores = [_store(node) for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     return (
         f"{sum(group.count for group in _nodes()[0])} nodes with {_total('CPU'):g} CPUs and {_total('GPU'):g} GPUs, "
-        f"the smallest object store {min(stores, default=0.0) / 2**30:.1f} GiB"
+        f"the smallest object store {smallest_object_store() / 2**30:.1f} GiB"
     )
 
 
-def _store(node: Mapping[str, Any]) -> float:
-    return node["Resources"].get("object_store_memory", 0.0)
+def smallest_object_store(cpus: float = 1, gpus: float = 0) -> float:
+    """Bytes of the smallest object store among the nodes that could take a process of so many CPUs and GPUs."""
+    nodes = [_Group(1, node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return min((node.resources.get("object_store_memory", 0.0) for node in nodes if node.num_units(cpus, gpus)), default=math.inf)
 
 
 def from_items(items: list[dict[str, Any]]) -> ray.data.Dataset:
@@ -172,10 +173,10 @@ def require(what: str, needs: Sequence[Need], *, hint: str) -> None:
         )
     for need in needs:
         # Ray may put such a process on any node that has room for it.
-        stores = [_store(node) for node in ray.nodes() if node["Alive"] and _Group(1, node["Resources"]).num_units(need.cpus, need.gpus)]
-        if need.cache > MOST_OF_STORE * min(stores, default=math.inf):
+        store = smallest_object_store(need.cpus, need.gpus) if need.cache else math.inf
+        if need.cache > MOST_OF_STORE * store:
             raise ValueError(
-                f"the decoded samples take {need.cache / 2**30:.1f} GiB, the object store of a node holds {min(stores) / 2**30:.1f} GiB "
+                f"the decoded samples take {need.cache / 2**30:.1f} GiB, the object store of a node holds {store / 2**30:.1f} GiB "
                 "and must keep a fifth free; use smaller crops (--size of jobs.prepare), or start Ray with a larger --object-store-memory"
             )
 
