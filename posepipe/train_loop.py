@@ -52,13 +52,11 @@ def train_loop(arguments: dict[str, Any]) -> str | None:
         path = os.path.join(folder, MODEL_FILE)
         storage.write_bytes(path, ray.get(arguments["initial"]))
         own, _ = load_model(path)
-    batches = split_batches(torch.arange(len(cache)), config.batch_size)
-    if not batches:
-        return f"{len(cache)} train samples are too few: a step needs two"
+    num_steps = len(split_batches(torch.arange(len(cache)), config.batch_size))
     batch = GlobalBatch(rank, world)
     share(own, batch, device)
     optimizer = torch.optim.Adam(own.parameters(), lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(batches) * config.epochs, config.schedule))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, num_steps * config.epochs, config.schedule))
     chosen = snapshots.choose_people(task.truth(val_cache.labels), config.num_snapshot_people)
     snapshot_epochs = snapshots.choose_epochs(config.epochs, config.num_snapshot_epochs)
     checkpoints = Checkpoints(own, optimizer, schedule, is_writer=rank == 0)

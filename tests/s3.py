@@ -10,6 +10,7 @@ import re
 import socket
 import struct
 import threading
+import time
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -66,17 +67,24 @@ class Faults:
 
 
 class Watch:
-    """Counts the requests of a method for keys that match, which the server answered with success."""
+    """Counts the requests of the methods (GET|PUT) for keys that match, which the server answered with success.
 
-    def __init__(self, method: str, pattern: str) -> None:
-        self._method, self._pattern = method, re.compile(pattern)
+    Attributes:
+        keys: how often of each key.
+        times: of each, by time.monotonic().
+    """
+
+    def __init__(self, methods: str, pattern: str) -> None:
+        self._methods, self._pattern = methods.split("|"), re.compile(pattern)
         self._changed = threading.Condition()
         self.keys: Counter[str] = Counter()
+        self.times: list[float] = []
 
     def note(self, method: str, key: str) -> None:
-        if method == self._method and self._pattern.search(key):
+        if method in self._methods and self._pattern.search(key):
             with self._changed:
                 self.keys[key] += 1
+                self.times.append(time.monotonic())
                 self._changed.notify_all()
 
     @property
@@ -95,28 +103,52 @@ class Watch:
         with self._changed:
             wait_until(lambda: self.keys.total() >= count, self._changed, timeout, is_alive, f"{count} {self}, got {self.keys.total()}")
 
+    def reaches(self, count: int, ended: threading.Event) -> bool:
+        """Whether there are `count`, once that is so or `ended` is set."""
+        with self._changed:
+            while not self._changed.wait_for(lambda: self.keys.total() >= count, 0.2):
+                if ended.is_set():
+                    return False
+            return True
+
     def __str__(self) -> str:
-        return f"{self._method} {self._pattern.pattern}"
+        return f"{'|'.join(self._methods)} {self._pattern.pattern}"
 
 
 class Hold:
-    """Holds back the first request of a method for a key that matches, until it is released or dropped."""
+    """Holds back one request of a method for a key that matches, and its repetitions, until it is released or dropped.
 
-    def __init__(self, method: str, pattern: str) -> None:
-        self._method, self._pattern = method, re.compile(pattern)
+    `after` matching requests pass before. A client that loses patience or dies ends its request: the server never sees that one either.
+    """
+
+    def __init__(self, method: str, pattern: str, after: int) -> None:
+        self._method, self._pattern, self._after = method, re.compile(pattern), after
         self._changed = threading.Condition()
-        self._future: asyncio.Future[bool] | None = None
+        self._decision: bool | None = None
+        self._num_waiting = 0
         self.key = ""
 
-    def take(self, method: str, key: str) -> asyncio.Future[bool] | None:
-        """Whether to forward the request, once somebody has decided; None where it is none of its."""
-        if self.key or method != self._method or not self._pattern.search(key):
-            return None
+    def matches(self, method: str, key: str) -> bool:
+        if self._decision is not None or method != self._method:
+            return False
+        if self.key:
+            return key == self.key
+        if self._pattern.search(key):
+            self._after -= 1
+        return self._after < 0
+
+    async def take(self, request: web.BaseRequest, key: str) -> bool:
+        """Whether the server may see the request, once somebody has decided."""
         with self._changed:
-            self._future = asyncio.get_running_loop().create_future()
             self.key = key
+            self._num_waiting += 1
             self._changed.notify_all()
-            return self._future
+        while self._decision is None and request.transport is not None:
+            await asyncio.sleep(0.02)
+        with self._changed:
+            self._num_waiting -= 1
+            self._changed.notify_all()
+        return bool(self._decision) and request.transport is not None
 
     def wait(self, timeout: float, is_alive: Callable[[], bool] = lambda: True) -> str:
         """The key of the request once it is held; RuntimeError where is_alive stops to hold before, TimeoutError."""
@@ -124,18 +156,19 @@ class Hold:
             wait_until(lambda: bool(self.key), self._changed, timeout, is_alive, f"{self._method} {self._pattern.pattern}")
         return self.key
 
+    def wait_abandoned(self, timeout: float) -> None:
+        """Returns once the client of the held request has closed its connection, as a killed one does."""
+        with self._changed:
+            what = f"end of the client of {self._method} {self._pattern.pattern}"
+            wait_until(lambda: bool(self.key) and not self._num_waiting, self._changed, timeout, lambda: True, what)
+
     def release(self) -> None:
         """Lets the server see the request."""
-        self._decide(True)
+        self._decision = True
 
     def drop(self) -> None:
         """The server never sees the request; its connection is reset."""
-        self._decide(False)
-
-    def _decide(self, is_forwarded: bool) -> None:
-        if self._future is None:
-            raise RuntimeError(f"no request is held: {self._method} {self._pattern.pattern}")
-        self._future.get_loop().call_soon_threadsafe(self._future.set_result, is_forwarded)
+        self._decision = False
 
 
 def wait_until(reached: Callable[[], bool], changed: threading.Condition, timeout: float, is_alive: Callable[[], bool], what: str) -> None:
@@ -212,9 +245,9 @@ class FaultProxy:
         self._is_cut = False
 
     @contextlib.contextmanager
-    def watching(self, method: str, pattern: str) -> Iterator[Watch]:
+    def watching(self, methods: str, pattern: str) -> Iterator[Watch]:
         """Counts inside of the block; `pattern` is searched for in keys (bucket/name)."""
-        watch = Watch(method, pattern)
+        watch = Watch(methods, pattern)
         self._watches.append(watch)
         try:
             yield watch
@@ -222,15 +255,15 @@ class FaultProxy:
             self._watches.remove(watch)
 
     @contextlib.contextmanager
-    def holding(self, method: str, pattern: str) -> Iterator[Hold]:
+    def holding(self, method: str, pattern: str, after: int = 0) -> Iterator[Hold]:
         """Holds inside of the block; a request that is still held at its end is dropped."""
-        hold = Hold(method, pattern)
+        hold = Hold(method, pattern, after)
         self._holds.append(hold)
         try:
             yield hold
         finally:
             self._holds.remove(hold)
-            if hold._future is not None and not hold._future.done():
+            if hold._decision is None:
                 hold.drop()
 
     async def _serve(self) -> None:
@@ -264,7 +297,7 @@ class FaultProxy:
         body = await request.content.read()
         if self._is_cut:
             return self._drop("cut", method, key, transport)
-        if not await self._is_let_through(method, key):
+        if not await self._is_let_through(request, key):
             return self._drop("dropped", method, key, transport)
         faults = self.faults
         fault, wait = faults.draw(method, key, self._attempts[faults, method, key])
@@ -307,11 +340,10 @@ class FaultProxy:
         ) as reply:
             return reply.status, _end_to_end(reply.headers), await reply.read()
 
-    async def _is_let_through(self, method: str, key: str) -> bool:
+    async def _is_let_through(self, request: web.BaseRequest, key: str) -> bool:
         for hold in list(self._holds):
-            decision = hold.take(method, key)
-            if decision is not None:
-                return await decision
+            if hold.matches(request.method, key):
+                return await hold.take(request, key)
         return True
 
     def _note(self, fault: str, method: str, key: str) -> None:
@@ -332,6 +364,8 @@ def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 
 
 def _reset(transport: asyncio.WriteTransport) -> None:
-    """Closes so that the peer gets RST, not the end of the stream."""
+    """Closes so that the peer gets RST, not the end of the stream; nothing where the peer has closed already."""
+    if transport.is_closing():
+        return
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
