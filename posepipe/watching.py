@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event
 
 from posepipe import storage
 
@@ -55,6 +56,20 @@ def to_events(epoch: int, values: Mapping[str, float], losses: Mapping[int, floa
                 writer.add_scalar(f"epoch/{name}", value, epoch)
         (name,) = os.listdir(folder)
         return storage.read_bytes(os.path.join(folder, name))
+
+
+def read_events(run_uri: str) -> dict[str, list[tuple[int, float]]]:
+    """tag -> (step, value), of all event files beside a run, in the order in which TensorBoard reads them."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for uri in storage.list_files(storage.join_uri(run_uri, EVENTS_FOLDER)):
+        data = storage.read_bytes(uri)
+        while data:  # TFRecord: length (8 bytes), its checksum (4), event, its checksum (4)
+            length = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
 
 
 Row = Mapping[str, float]

@@ -19,9 +19,8 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
-from test_watching import read_events
 
-from posepipe import samples, storage, train_loop, training
+from posepipe import samples, storage, train_loop, training, watching
 from posepipe.config import TrainConfig
 from posepipe.models import load_model
 from posepipe.tasks import TASKS
@@ -108,7 +107,7 @@ def test_one_two_and_four_workers_learn_the_same_and_score_every_row_once(person
         run = config(person_samples, tmp_path, f"world{world}", num_workers=world, epochs=1, batch_size=batch_size)
         training.train(run)
         (histories[world],) = storage.read_json(str(tmp_path / run.name / "history.json"))
-        losses[world] = [loss for _, loss in read_events(tmp_path / run.name / "tensorboard")["step/loss"]]
+        losses[world] = [loss for _, loss in watching.read_events(str(tmp_path / run.name))["step/loss"]]
     for world, row in histories.items():
         assert (row["num_workers"], row["val_num_people"]) == (world, num_val)
         # Adam makes more of rounding from step to step, as it does where one worker gets the same rows in another order.
@@ -205,7 +204,7 @@ def test_a_run_whose_driver_is_killed_in_an_epoch_goes_on_to_the_same_bits(
     assert result["model_id"] == undisturbed[0]["model_id"]
     assert without_clock(storage.read_json(f"{result['run_uri']}/history.json")) == without_clock(undisturbed[1])
     # No step is shown twice, whoever wrote it.
-    steps = [step for step, _ in read_events(tmp_path / run.name / "tensorboard")["step/loss"]]
+    steps = [step for step, _ in watching.read_events(str(tmp_path / run.name))["step/loss"]]
     assert steps == list(range(1, len(steps) + 1))
     assert len(steps) % 5 == 0
 
