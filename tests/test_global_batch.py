@@ -2,6 +2,7 @@
 
 import multiprocessing
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,20 +58,24 @@ def run(rank: int, world: int, rows: int, steps: int = 3) -> dict[str, Any]:
     return {"losses": np.array(losses), **{name: tensor.numpy() for name, tensor in own.state_dict().items()}}
 
 
-def worker(rank: int, world: int, port: int, results: Any) -> None:
+def run_rows(rank: int, world: int) -> list[dict[str, Any]]:
+    return [run(rank, world, rows) for rows in ROWS]
+
+
+def worker(function: Callable[[int, int], Any], rank: int, world: int, port: int, results: Any) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    results.put([run(rank, world, rows) for rows in ROWS])
+    results.put(function(rank, world))
     torch.distributed.destroy_process_group()
 
 
-def run_apart(world: int) -> list[list[dict[str, Any]]]:
-    """`run` with each number of rows, in `world` processes at once."""
+def run_apart(function: Callable[[int, int], Any], world: int) -> list[Any]:
+    """What `function(rank, world)` returns in each of `world` processes that run at once, in any order."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    processes = [context.Process(target=worker, args=(rank, world, port, results)) for rank in range(world)]
+    processes = [context.Process(target=worker, args=(function, rank, world, port, results)) for rank in range(world)]
     for process in processes:
         process.start()
     found = [results.get(timeout=300) for _ in processes]
@@ -80,7 +85,7 @@ def run_apart(world: int) -> list[list[dict[str, Any]]]:
 
 
 def test_three_workers_compute_what_one_does() -> None:
-    for found in run_apart(3):
+    for found in run_apart(run_rows, 3):
         for rows, shared in zip(ROWS, found, strict=True):
             for name, values in run(0, 1, rows).items():
                 np.testing.assert_allclose(shared[name], values, rtol=1e-9, atol=1e-9, err_msg=name)

@@ -1,0 +1,34 @@
+"""Validation by several workers, without Ray."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_global_batch import run_apart
+from test_train_steps import NUM_SAMPLES, Cache, steps_of
+
+from posepipe import train_loop
+
+
+def validate(rank: int, world: int) -> tuple[float, dict[str, Any]]:
+    """Loss and scores of an untrained model on some rows, which no number of workers divides."""
+    cache: Any = Cache()
+    cache.labels |= {
+        "is_annotated": np.ones((NUM_SAMPLES, 16), dtype=bool),
+        "head_size": np.linspace(1, 30, NUM_SAMPLES),
+        "head_bone": np.linspace(2, 40, NUM_SAMPLES),
+        "crop_to_image": np.tile(np.eye(2, 3), (NUM_SAMPLES, 1, 1)),
+    }
+    steps, _ = steps_of(cache)
+    loss, score = train_loop.evaluate(steps.own, steps.task, cache, np.arange(NUM_SAMPLES), 2, (rank, world), torch.device("cpu"))
+    return loss, score.summary()
+
+
+def test_three_workers_score_every_row_once_and_come_to_the_score_of_one() -> None:
+    loss, score = validate(0, 1)
+    assert score["num_people"] == NUM_SAMPLES
+    assert 0 < score["pckh"] < 1
+    for other_loss, other_score in run_apart(validate, 3):
+        assert other_loss == pytest.approx(loss, rel=1e-6)
+        assert other_score == pytest.approx(score, nan_ok=True)
