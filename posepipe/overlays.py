@@ -73,8 +73,9 @@ def overlay_rows(picture: bytes, rows: Sequence[dict[str, Any]], min_confidence:
     if not len(shown):
         return Overlay(picture, "  ".join(said), joints, errors, box, None, true_joints, true_box)
     low, high = shown.min(axis=0), shown.max(axis=0)
-    room = (0.25 if joints is not None else 3.0) * (high - low).max()
-    return Overlay(picture, "  ".join(said), joints, errors, box, np.concatenate([low - room, high + room]), true_joints, true_box)
+    reach = (0.75 if joints is not None else 3.5) * max(float((high - low).max()), 1.0)
+    middle = (low + high) / 2
+    return Overlay(picture, "  ".join(said), joints, errors, box, np.concatenate([middle - reach, middle + reach]), true_joints, true_box)
 
 
 def _first(rows: Sequence[dict[str, Any]], name: str) -> NDArray[np.float64] | None:

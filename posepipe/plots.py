@@ -121,6 +121,7 @@ def unit_histogram(histograms: Mapping[str, IntArray], label: str) -> bytes:
 def slices(rows: Sequence[Row], runs: Sequence[str]) -> bytes:
     """Scores of groups with their intervals (rows of `scores.slice_rows`), one line per group."""
     groups = list(dict.fromkeys((row["by"], row["group"]) for row in rows))
+    people = {group: max(row["people"] for row in rows if (row["by"], row["group"]) == group) for group in groups}
     figure, axes = _figure(1.1 + 0.27 * len(groups) + 0.02 * len(groups) * len(runs))
     for index, run in enumerate(runs):
         offset = (index - (len(runs) - 1) / 2) * 0.6 / len(runs)
@@ -128,12 +129,12 @@ def slices(rows: Sequence[Row], runs: Sequence[str]) -> bytes:
             y = groups.index((row["by"], row["group"])) + offset
             if np.isfinite(row["low"]):
                 axes.plot([row["low"], row["high"]], [y, y], color=_colour(index), linewidth=1.6)
-            axes.plot(row["value"], y, "o", color=_colour(index), markersize=4.5)
+            axes.plot(row["value"], y, "o", color=_colour(index), markersize=4.5, clip_on=False, zorder=3)
         axes.plot([], [], "o-", color=_colour(index), label=run)
     for place in range(1, len(groups)):
         if groups[place][0] != groups[place - 1][0]:
             axes.axhline(place - 0.5, color="#bbbbbb", linewidth=0.8)
-    axes.set_yticks(range(len(groups)), [_shortened(group) for _, group in groups])
+    axes.set_yticks(range(len(groups)), [f"{_shortened(group)}  ({people[by, group]:,})" for by, group in groups])
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("PCKh@0.5, official, %" if rows[0]["measure"] == "pckh" else "head boxes with IoU ≥ 0.5, %")
@@ -141,8 +142,10 @@ def slices(rows: Sequence[Row], runs: Sequence[str]) -> bytes:
     return _png(figure)
 
 
-def training(history: Sequence[Row], names: Sequence[tuple[str, str, str]], label: str, scale: float = 1.0) -> bytes:
-    """Values over the epochs; names: (key in the history, legend, line style)."""
+def training(
+    history: Sequence[Row], names: Sequence[tuple[str, str, str]], label: str, scale: float = 1.0, floor: float | None = None
+) -> bytes:
+    """Values over the epochs; names: (key in the history, legend, line style); floor: what the mean pose scores."""
     figure, axes = _figure(3.0)
     for index, (key, legend, style) in enumerate(names):
         points = [(row["epoch"], scale * row[key]) for row in history if row.get(key) is not None]
@@ -151,6 +154,8 @@ def training(history: Sequence[Row], names: Sequence[tuple[str, str, str]], labe
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if floor is not None:
+        axes.axhline(scale * floor, color="#555555", linewidth=1, linestyle="-.", label="floor of the solid line")
     if scale == 100:
         axes.set_ylim(0, 100)
     _legend(figure, axes, [legend for _, legend, _ in names])

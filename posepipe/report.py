@@ -16,7 +16,7 @@ import pyarrow.csv
 import posepipe
 from posepipe import arrays, cases, comparing, plots, report_page, runs, scores, sources, storage, truths
 from posepipe.config import ReportConfig
-from posepipe.report_page import Material
+from posepipe.material import Material
 from posepipe.results import Result, evaluate
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def _plots(
             run.config["task"]
         ]
         lines = ((f"train_{metric}", "train", "--"), (f"val_{metric}", "validation", "-"), (*extra, ":"))
-        found[f"score_{run.name}"] = plots.training(run.history, lines, label, scale=100)
+        found[f"score_{run.name}"] = plots.training(run.history, lines, label, 100, run.result["floor"].get(metric))
     return found
 
 
