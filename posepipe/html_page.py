@@ -35,7 +35,7 @@ td strong { font-size: 1.06rem; }
 td small { display: block; color: var(--soft); font-size: .78rem; }
 tr.floor td { color: var(--soft); }
 figure { margin: 0; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 1rem; align-items: start; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr)); gap: 1rem; align-items: start; }
 .plot { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .6rem; }
 .plot img { display: block; width: 100%; height: auto; max-width: 620px; margin: 0 auto; }
 .plot figcaption { color: #5b6570; padding: .4rem .3rem .1rem; }

@@ -28,13 +28,18 @@ STYLES = ("-", "--", ":", "-.")
 WIDTH = 5.4  # inch
 DPI = 150
 MAX_POINTS = 4000
+MAX_BARS = 3  # of runs
 
 
 def per_joint(rows: Sequence[Row], runs: Sequence[str]) -> bytes:
-    """Bars of PCKh@0.5 of each joint (rows of `scores.joint_rows`), with intervals; pelvis and thorax are pale, they do not count."""
+    """PCKh@0.5 of each joint (rows of `scores.joint_rows`) with intervals; pelvis and thorax are pale, they do not count.
+
+    Bars, or dots where there are more runs than bars can be told apart.
+    """
     joints = list(dict.fromkeys(row["joint"] for row in rows))
     order = sorted(joints, key=lambda name: (_ORDER.index(name.split("_")[-1]), name))
-    figure, axes = _figure(1.2 + len(order) * max(0.22, 0.085 * len(runs) + 0.05))
+    is_bars = len(runs) <= MAX_BARS
+    figure, axes = _figure(1.2 + len(order) * (0.1 + 0.15 * len(runs) if is_bars else 0.36))
     height = 0.8 / len(runs)
     for index, run in enumerate(runs):
         found = {row["joint"]: row for row in rows if row["run"] == run}
@@ -43,10 +48,17 @@ def per_joint(rows: Sequence[Row], runs: Sequence[str]) -> bytes:
             if np.isnan(row["pckh"]):
                 continue
             y = place + (index - (len(runs) - 1) / 2) * height
-            axes.barh(y, row["pckh"], height * 0.92, color=_colour(index), alpha=1.0 if row["in_pckh"] else 0.35)
+            alpha = 1.0 if row["in_pckh"] else 0.35
+            if is_bars:
+                axes.barh(y, row["pckh"], height * 0.92, color=_colour(index), alpha=alpha)
+            else:
+                axes.plot(row["pckh"], y, "o", color=_colour(index), alpha=alpha, markersize=4)
             if np.isfinite(row["low"]):
-                axes.plot([row["low"], row["high"]], [y, y], color="#222222", linewidth=1.1)
-        axes.barh(np.nan, np.nan, color=_colour(index), label=run)
+                axes.plot([row["low"], row["high"]], [y, y], color="#222222" if is_bars else _colour(index), linewidth=1.1)
+        if is_bars:
+            axes.barh(np.nan, np.nan, color=_colour(index), label=run)
+        else:
+            axes.plot([], [], "o-", color=_colour(index), label=run)
     axes.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, 100)

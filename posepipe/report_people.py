@@ -56,6 +56,8 @@ def _case(case: Case) -> str:
     lines = _said(case)
     if case.num_hidden:
         lines.append(f"{count(case.num_hidden, 'joint')} not drawn")
+    if case.problem and case.picture:
+        lines.append(f"drawn on grey: {case.problem}")
     lines.append(f"{case.file}, row {case.place}")
     return html_page.case([(case.picture, case.problem or case.values["sample_id"])], _short(case.values["sample_id"]), lines, _link(case))
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from posepipe import html_page
-from posepipe.html_page import Cell, number, percent, share_cell
+from posepipe.html_page import Cell, count, number, percent, share_cell
 from posepipe.material import Material
+from posepipe.sources import MEAN_POSE
 
 # Calvo and Cañadillas: best PCKh of their two networks on whole pictures of MPII.
 PAPER = {"the paper's CNN (DeepPose-style)": 30, "the paper's ResNet50V2": 50}
@@ -39,7 +40,9 @@ def glance(material: Material) -> str:
             )
         rows += [[Cell(name, "another protocol"), "–", "–", Cell(f"{value} %"), "–", "–", "–", "–"] for name, value in PAPER.items()]
         columns = ["run", "PCKh@0.5, official", "floor", "PCKh@0.5, the paper's", "floor", "AUC", "inversions", "people"]
-        body += html_page.table(columns, rows, floors=range(len(poses), len(rows)))
+        body += html_page.table(
+            columns, rows, floors=[place for place in range(len(rows)) if place >= len(poses) or poses[place] == MEAN_POSE]
+        )
         body += html_page.paragraph(
             "Below each score, its 95 % interval. The floor is the mean pose of labels in the same frame: what a model scores that has not "
             "looked at the picture. The paper's 30 % and 50 % divide by the distance from head top to upper neck, which is about 4/3 more "
@@ -80,7 +83,14 @@ def glance(material: Material) -> str:
             for result in unlabelled
         ]
         body += html_page.heading("Without labels") + html_page.table(["run", "rows", "predicted"], rows)
-    body += html_page.items([note for result in material.results for note in result.source.notes])
+    notes = [note for result in material.results for note in result.source.notes]
+    for result in material.results:
+        if missing := result.counts.pose.num_missing:
+            labelled = number(int(result.counts.pose.official.labelled.sum()))
+            notes.append(
+                f"{result.source.name}: {count(missing, 'labelled joint')} of {labelled} without a prediction, all of them misses."
+            )
+    body += html_page.items(notes)
     if material.rows("scores"):
         everything = [[row["run"], row["label"], *_plain(row), f"{number(row['count'])} {row['of']}"] for row in material.rows("scores")]
         columns = ["run", "score", "value", "95 % interval", "floor", "counted over"]
