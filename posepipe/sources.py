@@ -25,7 +25,8 @@ class Part:
 
     file: str
     num_rows: int
-    load: Callable[[], pa.Table]
+    load: Callable[[list[str]], pa.Table]
+    """Columns of PREDICTION -> its rows."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Source:
         """Columns of all rows, some thousands at a time."""
         waiting: list[pa.Table] = []
         for part in self.parts:
-            waiting.append(part.load().select(columns))
+            waiting.append(part.load(columns))
             if sum(table.num_rows for table in waiting) >= CHUNK:
                 yield from _cut(pa.concat_tables(waiting))
                 waiting = []
@@ -71,7 +72,7 @@ class Source:
         """The rows with these numbers, as PREDICTION names their values."""
         places = [self.locate(row) for row in rows]
         by_file = {part.file: part for part in self.parts}
-        tables = {file: by_file[file].load() for file in dict.fromkeys(file for file, _ in places)}
+        tables = {file: by_file[file].load(PREDICTION.names) for file in dict.fromkeys(file for file, _ in places)}
         return [tables[file].slice(place, 1).to_pylist()[0] for file, place in places]
 
 
@@ -114,7 +115,7 @@ def _open_folder(uri: str, truth: Truth | None) -> Source:
         is_found = np.zeros(truth.labels.num_rows, bool)
         extra: list[str] = []
         for part in parts:
-            table = part.load()
+            table = part.load(["sample_id"])
             places = truths.find_places(table["sample_id"], truth)
             is_found[places[places >= 0]] = True
             extra += table.filter(pa.array(places < 0))["sample_id"].to_pylist()
@@ -124,7 +125,7 @@ def _open_folder(uri: str, truth: Truth | None) -> Source:
         if missing.num_rows:
             nothing = np.full((missing.num_rows, 16, 2), np.nan)
             table = truths.predict(missing, nothing, NOT_PREDICTED)
-            parts.append(Part("people without a prediction", missing.num_rows, functools.partial(_same, table)))
+            parts.append(Part("people without a prediction", missing.num_rows, functools.partial(_select, table)))
             text = _listed("missing", missing["sample_id"].to_pylist())
             notes.append(f"{missing.num_rows} people of the truth have no prediction and count as misses; {text}")
         if extra:
@@ -137,13 +138,18 @@ def _listed(what: str, sample_ids: Sequence[str]) -> str:
     return f"{what}: {', '.join(sample_ids[:NAMED])}{more}"
 
 
-def _load_file(uri: str, truth: Truth | None) -> pa.Table:
-    table = storage.read_table(uri)
-    lacking = [name for name in PREDICTION.names if name not in table.column_names]
-    if lacking:
-        raise ValueError(f"{uri} has no column {', '.join(lacking)}: it was written by another version; score again")
-    table = table.select(PREDICTION.names)
-    return table if truth is None else truths.relabel(table, truth, truths.find_places(table["sample_id"], truth))
+def _load_file(uri: str, truth: Truth | None, columns: list[str]) -> pa.Table:
+    needed = columns if truth is None else PREDICTION.names
+    try:
+        table = storage.read_table(uri, needed)
+    except pa.ArrowInvalid as error:
+        lacking = set(needed) - set(storage.read_table(uri).column_names)
+        if not lacking:
+            raise
+        raise ValueError(f"{uri} has no column {', '.join(sorted(lacking))}: it was written by another version; score again") from error
+    if truth is not None:
+        table = truths.relabel(table, truth, truths.find_places(table["sample_id"], truth))
+    return table.select(columns)
 
 
 def _open_arrays(uri: str, truth: Truth | None, first_pixel: int) -> list[Source]:
@@ -162,8 +168,8 @@ def _open_arrays(uri: str, truth: Truth | None, first_pixel: int) -> list[Source
 
 
 def _array_source(name: str, uri: str, table: pa.Table, *notes: str) -> Source:
-    return Source(name, uri, (Part(uri.rpartition("/")[2], table.num_rows, functools.partial(_same, table)),), {}, notes)
+    return Source(name, uri, (Part(uri.rpartition("/")[2], table.num_rows, functools.partial(_select, table)),), {}, notes)
 
 
-def _same(table: pa.Table) -> pa.Table:
-    return table
+def _select(table: pa.Table, columns: list[str]) -> pa.Table:
+    return table.select(columns)
