@@ -5,6 +5,7 @@ exist. What is timed is `report.build`, from the URI to the page.
 """
 
 import dataclasses
+import io
 import json
 import resource
 import sys
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import tyro
+from PIL import Image
 
-from posepipe import metrics, report, storage, synthetic
+from posepipe import metrics, report, storage
 from posepipe.columns import list_column
 from posepipe.config import ReportConfig
 from posepipe.predictions import PREDICTION
@@ -52,8 +54,16 @@ class ReportBenchmark:
 
 
 def draw_pictures(folder: str, number: int = NUM_PICTURES) -> list[str]:
-    """Pictures of the generated data set; their URIs."""
-    return [storage.join_uri(folder, "images", synthetic.write_image(folder, index, 0)["name"]) for index in range(number)]
+    """Pictures of soft colours; their URIs."""
+    x, y = np.meshgrid(np.linspace(0, 1, WIDTH), np.linspace(0, 1, HEIGHT))
+    uris = []
+    for index in range(number):
+        waves = [np.sin((3 + index) * x + channel) + np.cos((5 - channel) * y + index) for channel in range(3)]
+        sink = io.BytesIO()
+        Image.fromarray((127 + 50 * np.stack(waves, axis=-1)).astype(np.uint8)).save(sink, "JPEG", quality=85)
+        uris.append(storage.join_uri(folder, f"{index}.jpg"))
+        storage.write_bytes(uris[-1], sink.getvalue())
+    return uris
 
 
 def draw_rows(numbers: np.ndarray[Any, Any], error: float, pictures: list[str], seed: int = 0) -> pa.Table:
@@ -124,7 +134,7 @@ def write_predictions(uri: str, tables: list[pa.Table] | Any, summary: dict[str,
 def main() -> None:
     config = tyro.cli(ReportBenchmark)
     with tempfile.TemporaryDirectory(prefix="posepipe-report-") as folder:
-        pictures = draw_pictures(f"{folder}/mpii")
+        pictures = draw_pictures(f"{folder}/images")
         uris = [f"{folder}/predictions/run{run}" for run in range(config.num_runs)]
         numbers = np.split(np.arange(config.num_rows), np.arange(config.shard_size, config.num_rows, config.shard_size))
         for run, uri in enumerate(uris):

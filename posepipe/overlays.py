@@ -141,6 +141,8 @@ def _draw_part(overlay: Overlay, inner: tuple[int, int]) -> Image.Image:
     picture = Image.open(io.BytesIO(overlay.image)).convert("RGB")
     x1, y1, x2, y2 = (0, 0, picture.width, picture.height) if overlay.focus is None else overlay.focus
     x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(float(picture.width), x2), min(float(picture.height), y2)
+    if x2 <= x1 or y2 <= y1:  # all of it lies beside the picture
+        x1, y1, x2, y2 = 0.0, 0.0, float(picture.width), float(picture.height)
     part = picture.crop((int(x1), int(y1), max(int(x1) + 1, math.ceil(x2)), max(int(y1) + 1, math.ceil(y2))))
     scale = min(inner[0] / part.width, inner[1] / part.height)
     part = ImageOps.contain(part, inner, Image.Resampling.LANCZOS)
