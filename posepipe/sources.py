@@ -1,4 +1,4 @@
-"""Where the predictions of a report come from: folders of predictions, arrays of other systems; their rows in chunks, and one by one."""
+"""Where the predictions of a report come from: folders and arrays of other systems; their rows in chunks, and one by one."""
 
 from __future__ import annotations
 
