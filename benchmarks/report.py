@@ -126,7 +126,7 @@ def write_predictions(uri: str, tables: list[pa.Table] | Any, summary: dict[str,
         name = f"part-{index:06d}.parquet"
         sha256 = storage.write_table(storage.join_uri(uri, name), table)
         files.append({"file": name, "rows": table.num_rows, "sha256": sha256})
-    storage.write_json(storage.join_uri(uri, "summary.json"), {"model_id": "drawn", **(summary or {})})
+    storage.write_json(storage.join_uri(uri, "summary.json"), {"models": {}, "tasks": {}, **(summary or {})})
     storage.write_json(storage.join_uri(uri, storage.MANIFEST), {"files": files})
     storage.write_bytes(storage.join_uri(uri, storage.SUCCESS), b"")
 

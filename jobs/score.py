@@ -10,7 +10,7 @@ def main() -> None:
 
     with cli.user_errors():
         cluster.connect()
-        print(scoring.describe(scoring.score(settings), settings.predictions_uri))
+        print(scoring.run(settings))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from posepipe import overlays, storage
+from posepipe import fetching, images, overlays
 from posepipe.results import Result, extremes
+from posepipe.retrying import StorageUnavailableError
 from posepipe.skeleton import NUM_JOINTS
 
 PICTURE_WIDTH, PICTURE_HEIGHT = 420, 420
 FILM_SIDE = 200
+PATIENCE = 5.0  # seconds for a picture: a report can do without
 
 
 @dataclass(frozen=True)
@@ -73,15 +75,18 @@ def _draw(values: dict[str, Any], min_confidence: float) -> tuple[bytes | None, 
     if values["joints"] is None and values["head_box"] is None:
         return None, f"not predicted: {values['status']}", 0
     try:
-        (data,) = storage.read_many([values["uri"]]) if values["uri"] else (FileNotFoundError("no picture is named"),)
-        if isinstance(data, Exception):
+        if values["uri"]:
+            (data,) = fetching.fetch([values["uri"]], images.MAX_BYTES, PATIENCE)
+        else:
+            data = FileNotFoundError("no picture is named")
+        if isinstance(data, OSError):
             overlay = overlays.without_picture(overlays.overlay_rows(b"", [values], min_confidence))
             problem = f"the picture cannot be read ({type(data).__name__})"
         else:
             overlay, problem = overlays.overlay_rows(data, [values], min_confidence), ""
         picture = overlays.draw_picture(overlay, PICTURE_WIDTH, PICTURE_HEIGHT)
         size = Image.open(io.BytesIO(overlay.image)).size
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, StorageUnavailableError, Image.DecompressionBombError) as error:
         return None, f"the picture cannot be drawn ({type(error).__name__})", 0
     num_hidden = 0 if overlay.joints is None else NUM_JOINTS - int(overlays.is_inside(overlay.joints, size).sum())
     return picture, problem, num_hidden

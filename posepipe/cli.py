@@ -5,15 +5,17 @@ A YAML file may hold the fields of a config; the command line has the last word:
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
 import yaml
 
 from posepipe import storage
 from posepipe.config import PRESETS, TrainConfig, TuneConfig, check_choice
+from posepipe.retrying import StorageUnavailableError
 
 Config = TypeVar("Config")
 
@@ -34,13 +36,15 @@ def parse(config_class: type[Config], arguments: Sequence[str] | None = None) ->
             values |= PRESETS[known.preset]
         if known.config:
             values |= _read_yaml(known.config)
+        flags = _merge_repeated(flags, _tuple_flags(config_class))
+        values = {name: value for name, value in values.items() if f"--{name.replace('_', '-')}" not in flags}
         # Of a flag that is given twice the last one counts.
         return tyro.cli(config_class, args=[*_to_flags(values), *flags], description=f"{config_class.__doc__}\n\n{epilog}")
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Ends the program with the message alone where a user's mistake (a ValueError) comes up."""
+    """Ends the program with the message alone where a user's mistake (a ValueError) comes up, or the storage is gone."""
     try:
         yield
     except ValueError as error:
@@ -49,6 +53,39 @@ def user_errors() -> Iterator[None]:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except StorageUnavailableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def _tuple_flags(config_class: Any) -> set[str]:
+    """The flags that take several values, of a config and of the config inside it."""
+    found: set[str] = set()
+    for item in dataclasses.fields(config_class):
+        base = get_args(item.type)[0] if get_origin(item.type) is Annotated else item.type
+        if dataclasses.is_dataclass(base):
+            found |= _tuple_flags(base)
+        elif get_origin(base) is tuple:
+            found.add(f"--{item.name.replace('_', '-')}")
+    return found
+
+
+def _merge_repeated(flags: Sequence[str], several: set[str]) -> list[str]:
+    """`--x a --x b` -> `--x a b` for the flags that take several values, which would otherwise forget the first."""
+    groups: list[list[str]] = [[]]
+    for flag in flags:
+        name, is_assigned, value = flag.partition("=")
+        name = name.replace("_", "-")
+        if not flag.startswith("--"):
+            groups[-1].append(flag)
+        elif name in several:
+            group = next((group for group in groups if group[:1] == [name]), None)
+            # The group that is added to has to be the last one, where its values go.
+            groups = [each for each in groups if each is not group]
+            groups.append([*(group or [name]), *([value] if is_assigned else [])])
+        else:
+            groups.append([flag])
+    return [flag for group in groups for flag in group]
 
 
 def _read_yaml(uri: str) -> dict[str, Any]:

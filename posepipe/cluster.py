@@ -58,6 +58,21 @@ def most_cpus() -> int:
     return max(1, *(int(resources.get("CPU", 0)) for _, resources in _nodes()))
 
 
+def num_cpus() -> float:
+    """CPUs of all nodes."""
+    return sum(count * resources.get("CPU", 0.0) for count, resources in _nodes())
+
+
+def describe() -> str:
+    """What the nodes offer, for people."""
+    nodes = [(count, resources) for count, resources in _nodes() if count]
+    totals = {name: sum(count * resources.get(name, 0.0) for count, resources in nodes) for name in ("CPU", "GPU")}
+    return (
+        f"{sum(count for count, _ in nodes)} nodes with {totals['CPU']:g} CPUs and {totals['GPU']:g} GPUs, "
+        f"the smallest object store {smallest_object_store() / 2**30:.1f} GiB"
+    )
+
+
 def from_items(items: list[dict[str, Any]]) -> ray.data.Dataset:
     """A Dataset with a task per item, for pipelines of one stage whose results are small or all kept.
 

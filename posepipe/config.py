@@ -167,38 +167,67 @@ class TuneConfig:
 class ScoreConfig:
     """Samples or an image bucket + checkpoint -> predictions (and PCKh where labels exist)."""
 
-    checkpoint_uri: str
-    """A run folder of jobs.train or jobs.tune, or one checkpoint in it."""
-    predictions_uri: str
-    """Where the predictions go."""
+    checkpoint_uri: tuple[str, ...]
+    """A run folder of jobs.train or jobs.tune, or one checkpoint in it; two of them, a pose and a head model, predict in one pass."""
+    predictions_uri: str = ""
+    """Where the predictions go: one folder per run. Not needed with --dry-run."""
     samples_uri: str = ""
     """Score these samples …"""
     split: Split = "val"
     """… of this split: train, val or test."""
     images_uri: str = ""
-    """… or all the pictures below this prefix."""
+    """… or all the pictures below this prefix, or those that a .txt, .csv or .parquet file names, maybe with a person for each."""
+    first_stage_uri: str = ""
+    """A checkpoint trained on image framing that finds the person for a model trained on person framing."""
     run_id: str = "score"
     """Name of this scoring run, written into every row."""
+    limit: int = 0
+    """Only the first so many inputs; 0: all."""
+    sample_fraction: float = 1.0
+    """Only this share of the inputs, the same one every time."""
     batch_size: int = 64
     """Crops per forward pass."""
     shard_size: int = 256
-    """Inputs per task and output file."""
+    """Pictures per task and output file: what is done again after a crash."""
     num_actors: int = 1
     """Model replicas."""
     cpus_per_actor: int = 1
     """CPUs (and torch threads) of each replica."""
     use_gpu: bool = False
-    """One GPU per replica."""
+    """One GPU per replica; with a first stage its replicas have one half and those of the others the other."""
+    max_bytes: int = 128 * 2**20
+    """Larger files are not read."""
+    max_pixels: int = 89_478_485
+    """Larger pictures are not decoded."""
+    takeover_after: float = 30.0
+    """Seconds without a sign of life after which whoever wrote this run before counts as dead."""
+    price_per_hour: float = 0.0
+    """What the cluster costs per hour: the summary then says what a million pictures cost."""
     num_overlays: int = 0
     """Draw the predictions of so many rows on their pictures, as overlays.jpg beside the predictions."""
     overwrite: bool = False
-    """Replace predictions of another checkpoint or input."""
+    """Begin anew, whatever the folder holds."""
+    dry_run: bool = False
+    """Say what there is to do and what the cluster offers, and stop."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_at_least(self, batch_size=1, shard_size=1, num_actors=1, cpus_per_actor=1, num_overlays=0)
+        _check_at_least(self, batch_size=1, shard_size=1, num_actors=1, cpus_per_actor=1, num_overlays=0, limit=0)
+        _check_at_least(self, max_bytes=1, max_pixels=1, takeover_after=1, price_per_hour=0)
         if bool(self.samples_uri) == bool(self.images_uri):
             raise ValueError("give either --samples-uri or --images-uri")
+        if not 0 < self.sample_fraction <= 1:
+            raise ValueError(f"--sample-fraction must be in (0, 1], got {self.sample_fraction}")
+        if not self.predictions_uri and not self.dry_run:
+            raise ValueError("--predictions-uri says where the predictions go; only --dry-run can do without")
+        if not 1 <= len(self.checkpoint_uri) <= 2:
+            raise ValueError(f"--checkpoint-uri takes one checkpoint or two of different tasks, got {len(self.checkpoint_uri)}")
+        if self.samples_uri:
+            for name in ("first_stage_uri", "limit"):
+                if getattr(self, name):
+                    raise ValueError(f"--{name.replace('_', '-')} goes with --images-uri; samples are framed and counted already")
+            if self.sample_fraction < 1:
+                raise ValueError("--sample-fraction goes with --images-uri")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from posepipe import cluster, mpii, preparing, report, scoring, storage, synthetic, training, tuning
+from posepipe import cluster, gallery, mpii, preparing, report, scoring, storage, synthetic, training, tuning
 from posepipe.config import DemoConfig, PrepareConfig, ReportConfig, ScoreConfig, Task, TrainConfig, TuneConfig
 from posepipe.progress import Progress
 
@@ -22,9 +22,9 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a demo made: the scores per task, as `scoring.score` returns them, the sweep's result and the minutes each stage took."""
+    """What a demo made: the summary of `scoring.score`, the sweep's result and the minutes each stage took."""
 
-    scores: dict[str, dict[str, Any]]
+    summary: dict[str, Any]
     sweep: dict[str, Any]
     minutes: dict[str, float]
     grid_uri: str
@@ -54,39 +54,38 @@ def run(config: DemoConfig) -> Outcome:
     print(preparing.describe(manifest, samples_uri), flush=True)
     stage("prepare")
     epochs: dict[Task, int] = {"pose": config.epochs, "head": config.epochs - 2}
-    scores: dict[str, dict[str, Any]] = {}
-    predictions: list[str] = []
+    checkpoints = []
     for task in epochs:
         train_config = _train_config(config, task, epochs[task])
         print(training.describe(training.train(train_config)), flush=True)
+        checkpoints.append(storage.join_uri(train_config.runs_uri, task))
         stage(f"train {task}")
-        predictions.append(storage.join_uri(work_uri, "predictions", task))
-        scores[task] = scoring.score(
-            ScoreConfig(
-                checkpoint_uri=storage.join_uri(train_config.runs_uri, task),
-                samples_uri=samples_uri,
-                predictions_uri=predictions[-1],
-                overwrite=True,
-                use_gpu=config.use_gpu,
-            )
-        )
-        stage(f"score {task}")
+    predictions_uri = storage.join_uri(work_uri, "predictions")
+    score_config = ScoreConfig(
+        checkpoint_uri=tuple(checkpoints),
+        samples_uri=samples_uri,
+        predictions_uri=predictions_uri,
+        overwrite=True,
+        use_gpu=config.use_gpu,
+    )
+    summary = scoring.score(score_config)
+    stage("score")
     sweep_config = dataclasses.replace(_train_config(config, "head", max(1, config.epochs // 4)), name="sweep")
     sweep = tuning.tune(TuneConfig(train=sweep_config, search=("learning_rate=grid:5e-4,3e-3", "batch_size=choice:32,64")))
     print(tuning.describe(sweep), flush=True)
     stage("sweep")
     grid_uri = storage.join_uri(work_uri, GRID_FILE)
-    scoring.draw_overlays(predictions, grid_uri, 12)
+    gallery.draw_overlays(predictions_uri, grid_uri, 12)
     written = report.build(
         ReportConfig(
             report_uri=storage.join_uri(work_uri, "report"),
-            predictions_uri=tuple(predictions),
+            predictions_uri=(predictions_uri,),
             runs_uri=tuple(storage.join_uri(work_uri, "runs", task) for task in epochs),
             title="The demo of posepipe",
         )
     )
     stage("report")
-    return Outcome(scores, sweep, minutes, grid_uri, written["page_uri"], work_uri)
+    return Outcome(summary, sweep, minutes, grid_uri, written["page_uri"], work_uri)
 
 
 def _train_config(config: DemoConfig, task: Task, epochs: int) -> TrainConfig:
@@ -140,7 +139,7 @@ def describe(outcome: Outcome) -> str:
         "head": {"head_iou_50": "head boxes with IoU >= 0.5", "head_iou": "mean IoU of the head box"},
     }
     for task, names in measures.items():
-        ours, floor = outcome.scores[task]["score"], outcome.scores[task]["floor"]
+        ours, floor = outcome.summary["tasks"][task]["score"], outcome.summary["tasks"][task]["floor"]
         for name, text in names.items():
             lines.append(f"{task:6}{ours['num_people']:8}  {text:28}{100 * ours[name]:7.1f}%{100 * floor[name]:10.1f}%")
     lines += ["person framing from the labels; the mean pose of the training labels is the floor", ""]

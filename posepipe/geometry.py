@@ -43,17 +43,19 @@ def frame_image(width: int, height: int, size: int, orientation: int = 1) -> Flo
     return _centred(scale, np.array([(width - 1) / 2, (height - 1) / 2]), size)
 
 
-def frame_person(center: ArrayLike, scale: float, size: int) -> FloatArray:
+def frame_person(center: ArrayLike, scale: float, size: int, orientation: int = 1) -> FloatArray:
     """The `crop_to_image` of the square around one person, by MPII's protocol.
 
     Args:
         center: (2,) image px, MPII's `objpos`.
         scale: MPII's `scale`, person height / 200 px.
         size: crop px.
+        orientation: as in `frame_image`: the crop is upright, `center` and the image frame are as stored.
     """
+    turn = np.array(_UPRIGHT_TO_STORED[orientation], dtype=np.float64)
     side = PERSON_MARGIN * PERSON_HEIGHT * scale
-    middle = np.asarray(center, dtype=np.float64) + np.array([0.0, PERSON_SHIFT * scale])
-    return _centred(np.eye(2) * side / size, middle, size)
+    middle = np.asarray(center, dtype=np.float64) + turn @ np.array([0.0, PERSON_SHIFT * scale])
+    return _centred(turn * side / size, middle, size)
 
 
 def _centred(linear: FloatArray, middle: FloatArray, size: int) -> FloatArray:

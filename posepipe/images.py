@@ -4,6 +4,7 @@
 smallest scale that is not below the crop's resolution; other formats are decoded whole by Pillow.
 """
 
+import errno
 import io
 import math
 import warnings
@@ -18,7 +19,7 @@ from posepipe.geometry import FloatArray, transform
 
 # Pillow's own limit against decompression bombs.
 MAX_PIXELS = 89_478_485
-MAX_BYTES = 256 * 2**20
+MAX_BYTES = 128 * 2**20
 JPEG_QUALITY = 95
 # Not all that Pillow knows: some of its plugins start other programs.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -27,13 +28,15 @@ STATUSES = {
     "ok": "decoded",
     "missing": "the storage has no such object",
     "forbidden": "the storage refuses to hand it out",
-    "unreadable": "the storage failed",
+    "unreadable": "the storage answers with an error that does not pass",
     "empty": "zero bytes",
     "not_an_image": "the bytes are of no known image format",
     "truncated": "the image ends before its last pixel",
     "corrupt": "the decoder failed",
     "unsupported": "an image, but of a kind that has no 8-bit colours or cannot be framed",
     "too_large": "over the limit of pixels or bytes",
+    "decoder_crashed": "the decoder's process died of it, twice, or did not come back",
+    "no_person": "the first stage found no person to frame",
 }
 
 
@@ -56,8 +59,10 @@ class Header:
     orientation: int
 
 
-def storage_error(error: Exception) -> ImageError:
-    """The status of a failed read."""
+def storage_error(error: OSError) -> ImageError:
+    """The status of a read that the storage refused."""
+    if error.errno == errno.EFBIG:
+        return ImageError("too_large", str(error.strerror))
     status = "missing" if isinstance(error, FileNotFoundError) else "forbidden" if isinstance(error, PermissionError) else "unreadable"
     return ImageError(status, f"{type(error).__name__}: {error}")
 

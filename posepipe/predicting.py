@@ -1,4 +1,4 @@
-"""What the tasks of a scoring run do: read a shard, predict, write its file of predictions."""
+"""What the actors of a scoring run do: frame the people of a shard, predict, commit its rows."""
 
 import dataclasses
 import json
@@ -12,139 +12,196 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from posepipe import geometry, images, metrics, samples, storage
-from posepipe.models import load_model
+from posepipe import geometry, journal, metrics
+from posepipe.models import PoseModel, load_model
 from posepipe.predictions import PREDICTION
-from posepipe.skeleton import NUM_JOINTS, PCKH_JOINTS
-from posepipe.tasks import TASKS, Score, head_box_image, joints_image, pose_errors
+from posepipe.skeleton import HEAD_TOP, NUM_JOINTS, PCKH_JOINTS, UPPER_NECK
+from posepipe.tasks import TASKS, head_box_image, joints_image, pose_errors
+
+NUM_EXAMPLES = 3
+# MPII's own: scale = head size / 25, head size = 0.6 x diagonal. https://github.com/anibali/eval-mpii-pose keeps both.
+SCALE_PER_DIAGONAL = 0.024
+# In MPII, joints 8 and 9 lie 0.8 diagonals of the head box apart.
+BONE_PER_DIAGONAL = 0.8
+# From the middle of the head box down to objpos, in diagonals: the median of the 2,958 people of MPII's standard validation list.
+HEAD_TO_CENTER = 1.39
 
 
 @dataclasses.dataclass(frozen=True)
-class ShardReader:
-    """A shard's inputs -> crops. Columns in: shard, spec. Columns out: shard, rows (pickled), pixels (the crops of the good rows)."""
+class Checkpoint:
+    """A model to predict with: where it lies, its sha256, and of its config what the plan needs."""
 
+    uri: str
+    model_id: str
+    task: str
+    framing: str
     size: int
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        spec = json.loads(row["spec"])
-        rows, crops = self._read_samples(spec) if "uris" not in spec else self._read_images(spec["uris"])
-        pixels = np.stack(crops) if crops else np.empty((0, self.size, self.size, 3), np.uint8)
-        return {"shard": row["shard"], "rows": pickle.dumps(rows), "pixels": pixels.tobytes()}
-
-    def _read_images(self, uris: Sequence[str]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
-        known: list[dict[str, Any]] = []
-        crops, affines = [], []
-        for uri, data in storage.read_ahead(uris):
-            row: dict[str, Any] = {"sample_id": uri, "uri": uri, "framing": "image", "status": "ok", "detail": ""}
-            try:
-                if isinstance(data, Exception):
-                    raise images.storage_error(data)
-                header = images.read_header(data)
-                row |= {"width": header.width, "height": header.height}
-                crop_to_image = geometry.frame_image(header.width, header.height, self.size, header.orientation)
-                crops.append(images.crop(data, header, crop_to_image, self.size))
-                affines.append(crop_to_image)
-            except images.ImageError as error:
-                row |= {"status": error.status, "detail": error.detail}
-            known.append(row)
-        return {"known": known, "crop_to_image": np.reshape(affines, (-1, 2, 3)), "labels": None}, crops
-
-    def _read_samples(self, spec: dict[str, Any]) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
-        if "failed" in spec:
-            names = ("split", "status", "detail")
-            known = [
-                {
-                    **{name: row[name] for name in names},
-                    "sample_id": f"{row['image']}#{row['person_index']}",
-                    "uri": storage.join_uri(spec["images"], row["image"]),
-                }
-                for row in spec["failed"]
-            ]
-            return {"known": known, "crop_to_image": np.empty((0, 2, 3)), "labels": None}, []
-        table = storage.read_table(spec["samples"])
-        labels: dict[str, Any] = {**samples.label_arrays(table), "is_visible": table["is_visible"].to_pylist()}
-        known = [
-            {**row, "uri": storage.join_uri(spec["images"], row.pop("image")), "status": "ok", "detail": ""}
-            for row in table.select(["sample_id", "image", "split", "framing", "width", "height", "activity"]).to_pylist()
-        ]
-        for row in known:
-            row["person_from"] = "label" if row["framing"] == "person" else None
-        crops = [images.decode_jpeg(crop) for crop in table["crop"].to_pylist()]
-        return {"known": known, "crop_to_image": labels["crop_to_image"], "labels": labels}, crops
+    def load(self) -> PoseModel:
+        model, found = load_model(self.uri)
+        if found != self.model_id:
+            raise RuntimeError(f"{self.uri} changed while it was scored with: model {self.model_id} became {found}")
+        return model
 
 
-class Predictor:
-    """Holds one model. Columns in: ShardReader's. Columns out: file, rows, sha256, statuses (JSON), scores (pickled pair, or empty)."""
+class _Models:
+    """Models on one device, and the pixels that each of them takes out of a ShardReader's."""
 
-    def __init__(
-        self, checkpoint_uri: str, model_id: str, predictions_uri: str, run_id: str, batch_size: int, num_threads: int, use_gpu: bool
-    ) -> None:
+    def __init__(self, checkpoints: Sequence[Checkpoint], sizes: Sequence[int], batch_size: int, num_threads: int, use_gpu: bool) -> None:
         torch.set_num_threads(num_threads)
-        self._model, found = load_model(checkpoint_uri)
-        if found != model_id:
-            raise RuntimeError(f"{checkpoint_uri} changed while it was scored with: model {model_id} became {found}")
+        # The same shard gives the same bytes, whoever computes it.
+        torch.backends.cudnn.deterministic = True
         self._device = torch.device("cuda" if use_gpu else "cpu")
-        self._model.to(self._device)
-        self._config, self._task = self._model.config, TASKS[self._model.config.task]
-        self._predictions_uri, self._batch_size = predictions_uri, batch_size
-        self._constants = {"task": self._config.task, "model_id": model_id, "run_id": run_id}
+        self._sizes, self._batch_size = sizes, batch_size
+        self.models = [checkpoint.load().to(self._device) for checkpoint in checkpoints]
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        read = pickle.loads(row["rows"])
-        size = self._config.size
-        pixels = np.frombuffer(row["pixels"], dtype=np.uint8).reshape(-1, size, size, 3)
-        points_crop, confidence = self._predict(pixels)
-        points = geometry.transform(read["crop_to_image"], points_crop)
-        columns = self._columns(points, confidence, read["labels"])
-        columns["crop_to_image"] = np.reshape(read["crop_to_image"], (-1, 6))
-        good = [index for index, known in enumerate(read["known"]) if known["status"] == "ok"]
-        rows = [{**known, **self._constants} for known in read["known"]]
-        for place, index in enumerate(good):
-            rows[index] |= {name: values[place] for name, values in columns.items()}
-        name = f"part-{row['shard']:06d}.parquet"
-        sha256 = storage.write_table(storage.join_uri(self._predictions_uri, name), pa.Table.from_pylist(rows, PREDICTION))
-        statuses = Counter(known["status"] for known in read["known"])
-        scores = b"" if read["labels"] is None else pickle.dumps(self._scores(points, read["labels"]))
-        return {"file": name, "rows": len(rows), "sha256": sha256, "statuses": json.dumps(statuses), "scores": scores}
+    def predict(
+        self, pixels: bytes, crop_to_image: NDArray[np.float64]
+    ) -> list[tuple[PoseModel, NDArray[np.float64], NDArray[np.float64] | None]]:
+        """Per model: itself, points (N, K, 2) in image px and confidences (N, K) or None.
+
+        Args:
+            pixels: uint8 crops of N pictures, size after size.
+            crop_to_image: (sizes, N, 2, 3).
+        """
+        count = crop_to_image.shape[1]
+        by_size, start = {}, 0
+        for size in self._sizes:
+            crops = np.frombuffer(pixels, np.uint8, count * 3 * size**2, start).reshape(count, size, size, 3)
+            by_size[size] = crops
+            start += crops.size
+        found = []
+        for model in self.models:
+            size = model.config.size
+            points, confidence = self._run(model, by_size[size])
+            found.append((model, geometry.transform(crop_to_image[list(self._sizes).index(size)], points), confidence))
+        return found
 
     @torch.inference_mode()
-    def _predict(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        points, confidences = [np.empty((0, self._task.num_points, 2))], []
-        for start in range(0, len(pixels), self._batch_size):
-            batch = torch.tensor(pixels[start : start + self._batch_size]).permute(0, 3, 1, 2).to(self._device)
-            decoded, confidence = self._model.predict(batch)
+    def _run(self, model: PoseModel, crops: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        points, confidences = [np.empty((0, TASKS[model.config.task].num_points, 2))], []
+        for start in range(0, len(crops), self._batch_size):
+            batch = torch.tensor(crops[start : start + self._batch_size]).permute(0, 3, 1, 2).to(self._device)
+            decoded, confidence = model.predict(batch)
             points.append(decoded.double().cpu().numpy())
             if confidence is not None:
                 confidences.append(confidence.double().cpu().numpy())
         return np.concatenate(points), np.concatenate(confidences) if confidences else None
 
-    def _columns(
-        self, points: NDArray[np.float64], confidence: NDArray[np.float64] | None, labels: dict[str, Any] | None
-    ) -> dict[str, Any]:
-        """Values of PREDICTION's columns, one per predicted row."""
-        columns: dict[str, Any] = {} if labels is None else _label_columns(labels)
-        if self._task.is_box:
-            boxes = geometry.points_to_box(points)
-            columns["head_box"] = boxes
-            if confidence is not None:
-                columns["head_confidence"] = confidence.mean(axis=1)
-            if labels is not None:
-                columns["head_iou"] = _nullable(metrics.iou(boxes, head_box_image(labels)))
-            return columns
-        columns["joints"] = points.reshape(len(points), 2 * self._task.num_points)
-        if confidence is not None:
-            columns["joint_confidence"] = confidence
-        if labels is not None:
-            errors, bone_errors = (pose_errors(points, labels, norm) for norm in ("head_size", "head_bone"))
-            columns["joint_error"] = [_nullable(row) for row in errors]
-            columns["pckh"] = _nullable(metrics.share_within(errors[:, PCKH_JOINTS]))
-            columns["pckh_bone"] = _nullable(metrics.share_within(bone_errors))
-        return columns
 
-    def _scores(self, points: NDArray[np.float64], labels: dict[str, Any]) -> tuple[Score, Score]:
-        """The score of the predictions, and that of the mean pose of the model's training samples."""
-        mean = np.broadcast_to(np.asarray(self._config.mean_points) * self._config.size, points.shape)
-        return self._task.evaluate(points, labels), self._task.evaluate(geometry.transform(labels["crop_to_image"], mean), labels)
+class FirstStage:
+    """Frames the person of a whole picture. Columns in: ShardReader's. Columns out: shard, inputs (pickled, for another ShardReader), done.
+
+    A person that the manifest gives stays as it is.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, batch_size: int, num_threads: int, use_gpu: bool) -> None:
+        self._models = _Models([checkpoint], [checkpoint.size], batch_size, num_threads, use_gpu)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["done"]:
+            return {"shard": row["shard"], "inputs": b"", "done": row["done"]}
+        read = pickle.loads(row["rows"])
+        [(model, points, _)] = self._models.predict(row["pixels"], read["crop_to_image"])
+        people = iter([find_person(each, TASKS[model.config.task].is_box) for each in points])
+        framed = []
+        for item, known in zip(read["inputs"], read["known"], strict=True):
+            if known["status"] != "ok":
+                item = {**item, **{name: known.get(name) for name in ("status", "detail", "width", "height")}}
+            else:
+                person = next(people)
+                if item["scale"] is None:
+                    item = {**item, **person}
+            framed.append(item)
+        return {"shard": row["shard"], "inputs": pickle.dumps(framed), "done": ""}
+
+
+def find_person(points: NDArray[np.float64], is_box: bool) -> dict[str, Any]:
+    """MPII's center and scale of the person whose joints (16, 2) or head box corners (2, 2) these are, in image px.
+
+    Returns:
+        Values of an INPUT row: center_x, center_y, scale and person_from; or status no_person where the head has no size.
+    """
+    if is_box:
+        low, high = points.min(axis=0), points.max(axis=0)
+        diagonal = float(np.hypot(*(high - low)))
+        center = (low + high) / 2 + (0.0, HEAD_TO_CENTER * diagonal)
+    else:
+        diagonal = float(np.hypot(*(points[HEAD_TOP] - points[UPPER_NECK]))) / BONE_PER_DIAGONAL
+        center = (points.min(axis=0) + points.max(axis=0)) / 2
+    if not (np.isfinite(center).all() and diagonal > 1):
+        return {"status": "no_person", "detail": f"the first stage sees a head of {diagonal:.3g} px"}
+    return {
+        "center_x": float(center[0]),
+        "center_y": float(center[1]),
+        "scale": SCALE_PER_DIAGONAL * diagonal,
+        "person_from": "first_stage",
+    }
+
+
+class Predictor:
+    """Holds the models. Columns in: ShardReader's. Columns out: record (the shard's done record as JSON)."""
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        sizes: Sequence[int],
+        run_uri: str,
+        done_uri: str,
+        run_id: str,
+        batch_size: int,
+        num_threads: int,
+        use_gpu: bool,
+    ) -> None:
+        self._models = _Models(checkpoints, sizes, batch_size, num_threads, use_gpu)
+        self._run_uri, self._done_uri = run_uri, done_uri
+        self._constants = {
+            "task": "+".join(checkpoint.task for checkpoint in checkpoints),
+            "model_id": "+".join(checkpoint.model_id for checkpoint in checkpoints),
+            "run_id": run_id,
+        }
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["done"]:
+            return {"record": row["done"]}
+        read = pickle.loads(row["rows"])
+        labels = read["labels"]
+        columns: dict[str, Any] = {} if labels is None else _label_columns(labels)
+        columns["crop_to_image"] = np.reshape(read["crop_to_image"][0], (-1, 6))
+        for model, points, confidence in self._models.predict(row["pixels"], read["crop_to_image"]):
+            columns |= (_box_columns if TASKS[model.config.task].is_box else _joint_columns)(points, confidence, labels)
+        good = [known for known in read["known"] if known["status"] == "ok"]
+        if "joints" in columns:
+            columns["is_inside"] = _is_inside(columns["joints"], good)
+        rows = [{**known, **self._constants} for known in read["known"]]
+        for place, target in enumerate(target for target in rows if target["status"] == "ok"):
+            target |= {name: values[place] for name, values in columns.items()}
+        record = {"statuses": dict(sorted(Counter(known["status"] for known in rows).items())), "examples": _examples(rows)}
+        table = pa.Table.from_pylist(rows, PREDICTION)
+        return {"record": json.dumps(journal.commit_part(self._run_uri, self._done_uri, row["shard"], table, record))}
+
+
+def _box_columns(points: NDArray[np.float64], confidence: NDArray[np.float64] | None, labels: dict[str, Any] | None) -> dict[str, Any]:
+    """Values of PREDICTION's columns, one per predicted row."""
+    columns: dict[str, Any] = {"head_box": geometry.points_to_box(points)}
+    if confidence is not None:
+        columns["head_confidence"] = confidence.mean(axis=1)
+    if labels is not None:
+        columns["head_iou"] = _nullable(metrics.iou(columns["head_box"], head_box_image(labels)))
+    return columns
+
+
+def _joint_columns(points: NDArray[np.float64], confidence: NDArray[np.float64] | None, labels: dict[str, Any] | None) -> dict[str, Any]:
+    """As `_box_columns`."""
+    columns: dict[str, Any] = {"joints": points.reshape(len(points), 2 * NUM_JOINTS)}
+    if confidence is not None:
+        columns["joint_confidence"] = confidence
+    if labels is not None:
+        errors, bone_errors = (pose_errors(points, labels, norm) for norm in ("head_size", "head_bone"))
+        columns["joint_error"] = [_nullable(row) for row in errors]
+        columns["pckh"] = _nullable(metrics.share_within(errors[:, PCKH_JOINTS]))
+        columns["pckh_bone"] = _nullable(metrics.share_within(bone_errors))
+    return columns
 
 
 def _label_columns(labels: dict[str, Any]) -> dict[str, Any]:
@@ -156,6 +213,24 @@ def _label_columns(labels: dict[str, Any]) -> dict[str, Any]:
         "is_visible": labels["is_visible"],
         **{name: _nullable(labels[name]) for name in ("head_size", "head_bone")},
     }
+
+
+def _is_inside(joints: NDArray[np.float64], rows: Sequence[dict[str, Any]]) -> NDArray[np.bool_]:
+    """(N, 16) whether a joint lies on the picture of its row; joints (N, 32) image px."""
+    sizes = np.array([(row["width"], row["height"]) for row in rows], dtype=np.float64).reshape(-1, 1, 2)
+    points = joints.reshape(-1, NUM_JOINTS, 2)
+    return np.all((points >= -0.5) & (points <= sizes - 0.5), axis=2)
+
+
+def _examples(rows: Sequence[dict[str, Any]]) -> dict[str, list[list[str]]]:
+    """The first few (URI, detail) of each status but ok."""
+    found: dict[str, list[list[str]]] = {}
+    for row in rows:
+        of_status = found.setdefault(row["status"], [])
+        if row["status"] != "ok" and len(of_status) < NUM_EXAMPLES:
+            of_status.append([row["uri"], row["detail"]])
+    found.pop("ok", None)
+    return found
 
 
 def _nullable(values: NDArray[np.float64]) -> list[float | None]:

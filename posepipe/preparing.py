@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from posepipe import cluster, images, mpii, samples, storage
+from posepipe import cluster, fetching, images, mpii, samples, storage
 from posepipe.config import PrepareConfig
 from posepipe.progress import Progress
 
@@ -189,7 +189,7 @@ class _ShardWriter:
         uris = {storage.join_uri(self.images_uri, name): name for name in people}
         rows: dict[str, list[dict[str, Any]]] = {}
         errors: list[dict[str, Any]] = []
-        for uri, data in storage.read_ahead(list(uris)):
+        for uri, data in fetching.read_ahead(list(uris), images.MAX_BYTES):
             for person in people[uris[uri]]:
                 try:
                     sample = samples.build_sample(data, person, self.framing, self.size)

@@ -110,8 +110,8 @@ def _tables(results: Sequence[Result]) -> dict[str, pa.Table]:
 
 def _floor(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     """Fractions by measure: of the summary of jobs.score, or of the mean pose of the truth."""
-    if "floor" in result.source.summary:
-        return result.source.summary["floor"]
+    if result.source.floor:
+        return result.source.floor
     for other in results:
         if other.source.name == sources.MEAN_POSE and other is not result and not result.source.summary:
             return {row["measure"]: row["value"] / 100 for row in scores.score_rows("", other.counts, {}) if row["unit"] == "%"}

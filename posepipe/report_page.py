@@ -79,7 +79,14 @@ def _origin(material: Material) -> str:
     rows = []
     for result in material.results:
         summary = result.source.summary
-        rows.append([result.source.name, result.source.uri, str(summary.get("model_id") or "–")[:16], str(summary.get("run_id") or "–")])
+        rows.append(
+            [
+                result.source.name,
+                result.source.uri,
+                ", ".join(f"{task} {model[:16]}" for task, model in summary.get("models", {}).items()) or "–",
+                str(summary.get("run_id") or "–"),
+            ]
+        )
     for run in material.runs:
         rows.append([run.name, run.uri, str(run.result["model_id"])[:16], "training run"])
     body = html_page.table(["run", "place", "model", "scoring run"], rows, text_columns=(0, 1))

@@ -49,9 +49,9 @@ ERROR = pa.schema(
 )
 
 
-def build_sample(data: bytes | Exception, person: dict[str, Any], framing: str, size: int) -> dict[str, Any]:
+def build_sample(data: bytes | OSError, person: dict[str, Any], framing: str, size: int) -> dict[str, Any]:
     """One SAMPLE row from the bytes of a picture and a PERSON row with its `split`; ImageError where the picture is no good."""
-    if isinstance(data, Exception):
+    if isinstance(data, OSError):
         raise images.storage_error(data)
     header = images.read_header(data)
     if framing == "image":

@@ -1,213 +1,149 @@
 """Shards, predictor actors, commit.
 
-A shard of inputs flows through a CPU task that reads and decodes it, and through an actor that predicts and writes one Parquet file of a
-fixed name. `_MANIFEST.json` and then `_SUCCESS` come last; readers go by the manifest alone.
+A shard of inputs is the unit of work, of retry, of resume and of commit. It flows through a CPU task that reads and decodes it, and through
+an actor that predicts and commits one Parquet file; Ray Data streams, retries and spreads them. `posepipe.journal` is the run's folder.
 """
 
+import dataclasses
 import json
-import logging
-import pickle
+import time
 from collections import Counter
-from collections.abc import Sequence
-from functools import reduce
-from operator import add
 from typing import Any
 
-import numpy as np
 import ray.data
+import ray.exceptions
+from ray.data import ActorPoolStrategy, ExecutionResources
 
-from posepipe import cluster, overlays, samples, storage
+from posepipe import cluster, gallery, journal, planning, storage, summaries
 from posepipe.config import ScoreConfig
-from posepipe.models import ModelConfig, read_model_config
-from posepipe.predicting import Predictor, ShardReader
-from posepipe.predictions import list_predictions
+from posepipe.predicting import FirstStage, Predictor
 from posepipe.progress import Progress
-from posepipe.tasks import PoseScore, Score
+from posepipe.reading import ShardReader
+from posepipe.retrying import StorageUnavailableError
 
-logger = logging.getLogger(__name__)
-
-SUMMARY_FILE = "summary.json"
 OVERLAYS_FILE = "overlays.jpg"
+# Reading waits for the storage half of the time, and where the model is quick all cores should decode. It is not what an actor takes: Ray
+# would fuse the two and read no shard beside the actor.
+READER_CPUS = 0.5
+SHARDS_IN_FLIGHT_PER_ACTOR = 2
+
+
+def run(config: ScoreConfig) -> str:
+    """The job: says what there is to do, or scores; returns what to print."""
+    return planning.dry_run(config) if config.dry_run else summaries.describe(score(config), config.predictions_uri)
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
-    """Predicts for every input and writes PREDICTION rows, a summary, the manifest and the marker.
+    """Predicts for every input and commits PREDICTION rows shard by shard; goes on where a run of the same stopped.
 
     Returns:
-        The summary.
+        The summary, as written to `summary.json`.
 
     Raises:
-        ValueError: no checkpoint, no inputs, samples of another size or framing, predictions of another run in the same place.
+        ValueError: no checkpoint, no inputs, models that do not go together, a folder with predictions of something else, another writer at
+            work, too small a cluster.
+        StorageUnavailableError: the storage was gone for too long; the same call goes on.
     """
-    predictions_uri = storage.resolve_uri(config.predictions_uri)
-    checkpoint_uri = storage.resolve_uri(config.checkpoint_uri)
-    model_config, model_id = read_model_config(checkpoint_uri)
-    shards, inputs = _sample_shards(config, model_config) if config.samples_uri else _image_shards(config, model_config)
-    identity = {"model_id": model_id, "inputs": inputs, "num_inputs": sum(shard["count"] for shard in shards), "run_id": config.run_id}
-    hint = "change --num-actors, --cpus-per-actor or --use-gpu"
-    actors = f"scoring with {config.num_actors} actors"
-    cluster.require(actors, units=config.num_actors, cpus=config.cpus_per_actor, gpus=int(config.use_gpu), hint=hint)
-    cluster.require(f"{actors} and a task that reads", units=config.num_actors * config.cpus_per_actor + 1, cpus=1, hint=hint)
-    _claim_folder(predictions_uri, identity, config.overwrite)
-    work = [{"shard": index, "spec": json.dumps(shard)} for index, shard in enumerate(shards)]
-    dataset = (
-        ray.data.from_items(work, override_num_blocks=len(work))
-        # Ray fuses a task into the actor behind it where resources and strategy agree; as it is, shards are read beside the actor.
-        .map(ShardReader(model_config.size), num_cpus=1, scheduling_strategy="SPREAD")
-        .map(
-            Predictor,
-            fn_constructor_kwargs={
-                "checkpoint_uri": checkpoint_uri,
-                "model_id": model_id,
-                "predictions_uri": predictions_uri,
-                "run_id": config.run_id,
-                "batch_size": config.batch_size,
-                "num_threads": config.cpus_per_actor,
-                "use_gpu": config.use_gpu,
-            },
-            compute=ray.data.ActorPoolStrategy(size=config.num_actors),
-            num_cpus=config.cpus_per_actor,
-            num_gpus=int(config.use_gpu),
-            # Its own: an actor that names none takes over the task's.
-            scheduling_strategy="DEFAULT",
-        )
-    )
-    files: list[dict[str, Any]] = []
-    statuses: Counter[str] = Counter()
-    scores: list[tuple[Score, Score]] = []
-    with Progress("score", identity["num_inputs"], "inputs") as progress:
-        for row in dataset.iter_rows():
-            files.append({"file": row["file"], "rows": row["rows"], "sha256": row["sha256"]})
-            statuses.update(json.loads(row["statuses"]))
-            if row["scores"]:
-                scores.append(pickle.loads(row["scores"]))
-            progress.update(row["rows"])
-    summary = _summarise(config, model_config, identity, statuses, scores)
-    storage.write_json(storage.join_uri(predictions_uri, SUMMARY_FILE), summary)
-    manifest = {**identity, "files": sorted(files, key=lambda item: item["file"]), "statuses": dict(statuses)}
-    storage.write_json(storage.join_uri(predictions_uri, storage.MANIFEST), manifest)
-    storage.write_bytes(storage.join_uri(predictions_uri, storage.SUCCESS), b"")
+    models, first_stage = planning.load_checkpoints(config)
+    run_uri = storage.resolve_uri(config.predictions_uri)
+    if not config.overwrite and storage.exists(storage.join_uri(run_uri, storage.SUCCESS)):
+        # Complete: whether this is the same run is all there is to find out.
+        planning.plan_run(config, models, first_stage, journal.read_run(run_uri), run_uri)
+        print(f"{run_uri} is complete; its summary is read, nothing is scored", flush=True)
+        return summaries.read(run_uri)
+    planning.require_cluster(config, first_stage)
+    with journal.Writer(run_uri, config.takeover_after) as writer:
+        if config.overwrite:
+            journal.clear(run_uri)
+        run = journal.read_run(run_uri)
+        plan = planning.plan_run(config, models, first_stage, run, run_uri)
+        if run is None:
+            planning.store_plan(config, plan, run_uri)
+        done_uri = journal.done_folder(run_uri, plan.identity)
+        done = _valid_done(run_uri, done_uri)
+        session = _run_shards(config, plan, run_uri, done_uri, done, writer)
+        files = [{name: record[name] for name in ("file", "rows", "sha256")} for _, record in sorted(done.items())]
+        statuses = sum((Counter(record["statuses"]) for record in done.values()), Counter())
+        manifest = {**plan.identity, "num_inputs": plan.num_inputs, "files": files, "statuses": dict(sorted(statuses.items()))}
+        summary = summaries.summarise(config, plan.models, run_uri, [done[shard] for shard in sorted(done)], session)
+        writer.check()
+        journal.finish(run_uri, manifest)
     if config.num_overlays and statuses["ok"]:
-        draw_overlays([predictions_uri], storage.join_uri(predictions_uri, OVERLAYS_FILE), config.num_overlays)
+        gallery.draw_overlays(run_uri, storage.join_uri(run_uri, OVERLAYS_FILE), config.num_overlays)
     return summary
 
 
-def _sample_shards(config: ScoreConfig, model: ModelConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """One shard per file of the split, and one for the people whose picture could not be used when the samples were made."""
-    samples_uri = storage.resolve_uri(config.samples_uri)
-    manifest = samples.read_manifest(samples_uri)
-    for name in ("size", "framing"):
-        if manifest[name] != getattr(model, name):
-            raise ValueError(
-                f"the checkpoint was trained on samples of {name} {getattr(model, name)}, {samples_uri} has {name} {manifest[name]}"
-            )
-    files = samples.list_split(samples_uri, config.split)
-    rows = {storage.join_uri(samples_uri, item["file"]): item["rows"] for item in manifest["files"]}
-    shards: list[dict[str, Any]] = [{"samples": uri, "images": manifest["images_uri"], "count": rows[uri]} for uri in files]
-    errors = storage.read_table(storage.join_uri(samples_uri, samples.ERRORS_FILE)).to_pylist()
-    failed = [row for row in errors if row["split"] == config.split]
-    if failed:
-        shards.append({"failed": failed, "images": manifest["images_uri"], "count": len(failed)})
-    return shards, {"samples_fingerprint": samples.fingerprint(manifest), "split": config.split}
+def _valid_done(run_uri: str, done_uri: str) -> dict[int, dict[str, Any]]:
+    """The done records whose part is there; the others are taken away, so that their shards are done again."""
+    done = journal.list_done(done_uri)
+    if done:
+        parts = {uri.rpartition("/")[2] for uri in storage.list_files(storage.join_uri(run_uri, "parts"))}
+        lost = [shard for shard, record in done.items() if record["file"].rpartition("/")[2] not in parts]
+        journal.forget_done(done_uri, lost)
+        done = {shard: record for shard, record in done.items() if shard not in lost}
+    return done
 
 
-def _image_shards(config: ScoreConfig, model: ModelConfig) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Shards of shard_size URIs, in their order."""
-    images_uri = storage.resolve_uri(config.images_uri)
-    if model.framing != "image":
-        raise ValueError(
-            f"the checkpoint was trained on {model.framing} framing, which needs to know where the person is; "
-            "score samples, or use a checkpoint that was trained on image framing"
-        )
-    uris = storage.list_files(images_uri)
-    if not uris:
-        raise ValueError(f"no files below {images_uri}")
-    parts = [uris[start : start + config.shard_size] for start in range(0, len(uris), config.shard_size)]
-    return [{"uris": part, "count": len(part)} for part in parts], {"images_fingerprint": storage.fingerprint(uris)}
+def _run_shards(
+    config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: str, done: dict[int, dict[str, Any]], writer: journal.Writer
+) -> summaries.Session:
+    """Does what is not in `done` yet and adds it there."""
+    todo = [shard for shard in range(len(plan.counts)) if shard not in done]
+    before = sum(record["rows"] for record in done.values())
+    if done:
+        print(f"going on: {len(done)} of {len(plan.counts)} shards are done, {len(todo)} are left", flush=True)
+    started = time.monotonic()
+    if todo:
+        dataset = _pipeline(config, plan, run_uri, done_uri, todo)
+        errors: Counter[str] = Counter()
+        with Progress("score", plan.num_inputs, "inputs", done=before) as progress:
+            try:
+                for row in dataset.iter_rows():
+                    record = json.loads(row["record"])
+                    done[record["shard"]] = record
+                    errors.update({name: count for name, count in record["statuses"].items() if name != "ok"})
+                    progress.update(record["rows"], ", ".join(f"{count} {name}" for name, count in sorted(errors.items())))
+                    writer.check()
+            except ray.exceptions.RayError as error:
+                raise _storage_fault(error, run_uri) or error from error
+    return summaries.Session(num_scored=plan.num_inputs - before, seconds=time.monotonic() - started)
 
 
-def _claim_folder(predictions_uri: str, identity: dict[str, Any], overwrite: bool) -> None:
-    """Takes marker and manifest away, so that nobody reads while files change, and the files of an older run with them."""
-    manifest_uri = storage.join_uri(predictions_uri, storage.MANIFEST)
-    if storage.exists(manifest_uri):
-        older = storage.read_json(manifest_uri)
-        differing = [f"{name} was {older.get(name)!r}, now {value!r}" for name, value in identity.items() if older.get(name) != value]
-        if differing and not overwrite:
-            text = "; ".join(differing)
-            raise ValueError(f"{predictions_uri} holds other predictions ({text}); choose another --predictions-uri or pass --overwrite")
-    for name in (storage.SUCCESS, storage.MANIFEST):
-        if storage.exists(storage.join_uri(predictions_uri, name)):
-            storage.delete([storage.join_uri(predictions_uri, name)])
-    storage.delete(storage.list_parts(predictions_uri))
+def _storage_fault(error: BaseException | None, run_uri: str) -> StorageUnavailableError | None:
+    """The StorageUnavailableError that a task ended with, for people; None where it was something else."""
+    while error is not None:
+        for found in (error, getattr(error, "cause", None)):
+            if isinstance(found, StorageUnavailableError):
+                return StorageUnavailableError(f"{found}; what is done is kept at {run_uri}, the same command goes on from there")
+        error = error.__cause__
+    return None
 
 
-def _summarise(
-    config: ScoreConfig, model: ModelConfig, identity: dict[str, Any], statuses: Counter[str], scores: list[tuple[Score, Score]]
-) -> dict[str, Any]:
-    summary: dict[str, Any] = {
-        **identity,
-        "task": model.task,
-        "framing": model.framing,
-        "inputs": config.samples_uri or config.images_uri,
-        "rows_read": sum(statuses.values()),
-        "rows_predicted": statuses["ok"],
-        "statuses": dict(statuses),
+def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: str, todo: list[int]) -> ray.data.Dataset:
+    work = [{"shard": shard, "spec": json.dumps(plan.specs[shard])} for shard in todo]
+    dataset = ray.data.from_items(work, override_num_blocks=len(work))
+    num_readers = max(1, int(cluster.num_cpus() / READER_CPUS))
+    num_shards = num_readers + 2 * SHARDS_IN_FLIGHT_PER_ACTOR * config.num_actors
+    # Decoding runs ahead of a slow model as far as this, however much memory there is: it would be lost with the driver.
+    crops = max(plan.counts) * 3 * max(sum(size**2 for size in plan.sizes), plan.first_stage.size**2 if plan.first_stage else 0)
+    dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=max(2**27, num_shards * crops))
+    reader = ShardReader(run_uri, done_uri, plan.models[0].framing, plan.sizes, config.max_bytes, config.max_pixels)
+    shared = {"batch_size": config.batch_size, "num_threads": config.cpus_per_actor, "use_gpu": config.use_gpu}
+    actors: dict[str, Any] = {
+        "compute": ActorPoolStrategy(size=config.num_actors, max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT_PER_ACTOR),
+        "num_cpus": config.cpus_per_actor,
+        "num_gpus": int(config.use_gpu) / (2 if plan.first_stage else 1),
     }
-    if scores:
-        ours, floor = (reduce(add, parts) for parts in zip(*scores, strict=True))
-        summary["rows_labelled"] = ours.num_people
-        if ours.num_scored:
-            summary |= {"score": ours.summary(), "floor": floor.summary()}
-            if isinstance(ours, PoseScore):
-                summary["pckh_per_joint"] = ours.per_joint
-    return summary
-
-
-def describe(summary: dict[str, Any], predictions_uri: str) -> str:
-    """The summary, for people."""
-    bad = {name: count for name, count in summary["statuses"].items() if name != "ok"}
-    lines = [f"read {summary['rows_read']} rows, predicted {summary['rows_predicted']}, not predicted: {bad or 'none'}"]
-    if "score" in summary:
-        ours, floor = summary["score"], summary["floor"]
-        framing = "person framing from the label" if summary["framing"] == "person" else "image framing"
-        lines.append(f"{summary['task']} on {ours['num_people']} labelled people, {framing}, in percent")
-        lines.append(f"  {'':22}{'model':>8}{'mean pose':>12}")
-        for name, value in ours.items():
-            if not name.startswith("num_") and value is not None:
-                lines.append(f"  {name:22}{100 * value:8.2f}{100 * floor[name]:12.2f}")
-    return "\n".join([*lines, f"predictions: {predictions_uri}"])
-
-
-def draw_overlays(predictions_uris: Sequence[str], overlays_uri: str, count: int) -> None:
-    """Draws evenly spread rows of the first run, with what the other runs (of the same inputs, another task) say of them.
-
-    Args:
-        predictions_uris: complete runs.
-        overlays_uri: the JPEG to write.
-        count: rows to draw.
-    """
-    files = _spread(list_predictions(predictions_uris[0]), count)
-    runs = [
-        {
-            row["sample_id"]: row
-            for file in files
-            for row in storage.read_table(storage.join_uri(uri, file.rpartition("/")[2])).to_pylist()
-            if row["status"] == "ok"
-        }
-        for uri in predictions_uris
-    ]
-    chosen = _spread(list(runs[0]), count)
-    pictures = storage.read_many([runs[0][sample_id]["uri"] for sample_id in chosen])
-    drawn = [
-        overlays.overlay_rows(picture, [run[sample_id] for run in runs if sample_id in run])
-        for sample_id, picture in zip(chosen, pictures, strict=True)
-        if isinstance(picture, bytes)
-    ]
-    if drawn:
-        storage.write_bytes(overlays_uri, overlays.draw_grid(drawn))
-    else:
-        logger.warning("none of the pictures of %s can be read, so there is nothing to draw on", predictions_uris[0])
-
-
-def _spread(items: list[str], count: int) -> list[str]:
-    return [items[index] for index in sorted({round(place) for place in np.linspace(0, len(items) - 1, min(count, len(items)))})]
+    if plan.first_stage:
+        first_reader = dataclasses.replace(reader, framing="image", sizes=(plan.first_stage.size,))
+        arguments = {"checkpoint": plan.first_stage, **shared}
+        dataset = dataset.map(first_reader, num_cpus=READER_CPUS).map(FirstStage, fn_constructor_kwargs=arguments, **actors)
+    arguments = {
+        "checkpoints": plan.models,
+        "sizes": plan.sizes,
+        "run_uri": run_uri,
+        "done_uri": done_uri,
+        "run_id": config.run_id,
+        **shared,
+    }
+    return dataset.map(reader, num_cpus=READER_CPUS).map(Predictor, fn_constructor_kwargs=arguments, **actors)

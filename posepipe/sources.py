@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from posepipe import arrays, predictions, storage, truths
-from posepipe.predictions import PREDICTION
+from posepipe.predictions import PREDICTION, SUMMARY_FILE
 from posepipe.truths import NOT_PREDICTED, Truth
 
-SUMMARY_FILE = "summary.json"
 CHUNK = 8192  # rows
 NAMED = 5  # how many people a message names
 
@@ -46,6 +45,11 @@ class Source:
     parts: tuple[Part, ...]
     summary: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def floor(self) -> dict[str, float | None]:
+        """What the mean pose of the train labels scores, by measure, 0..1; empty where nobody has worked it out."""
+        return {name: value for task in self.summary.get("tasks", {}).values() for name, value in task.get("floor", {}).items()}
 
     @property
     def num_rows(self) -> int:
@@ -111,7 +115,7 @@ def _open_folder(uri: str, truth: Truth | None) -> Source:
     summary = storage.read_json(summary_uri) if storage.exists(summary_uri) else {}
     notes: list[str] = []
     if truth is not None:
-        summary.pop("floor", None)  # of the labels that the run had, not of these
+        summary.pop("tasks", None)  # scores of the labels that the run had, not of these
         is_found = np.zeros(truth.labels.num_rows, bool)
         extra: list[str] = []
         for part in parts:

@@ -2,9 +2,11 @@
 
 A URI is a local path, `file://…`, `s3://…` or any scheme that fsspec knows. `AWS_ENDPOINT_URL` is enough to reach another S3 server.
 A folder is complete when its `_SUCCESS` marker exists; writers put it there last, readers look for it first.
+Every call outlasts faults of the storage that pass: see `retrying`.
 """
 
-import asyncio
+import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -13,18 +15,18 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fsspec.core
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
-from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.asyn import sync
+
+from posepipe.retrying import error_code, retry
 
 SUCCESS = "_SUCCESS"
 MANIFEST = "_MANIFEST.json"
-READ_AHEAD = 16
 
 
 def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
@@ -36,7 +38,7 @@ def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     if not uri:
         raise ValueError("expected a URI (a path, file://…, s3://…), got an empty string")
     # Listings are never cached: another process may have written since.
-    options = {"use_listings_cache": False, "skip_instance_cache": False} if uri.startswith(("s3://", "s3a://")) else {}
+    options = {"use_listings_cache": False, "skip_instance_cache": False} if is_s3(uri) else {}
     try:
         filesystem, path = fsspec.core.url_to_fs(uri, **options)
     except (ImportError, ValueError) as error:
@@ -63,76 +65,107 @@ def distinct_names(names: Sequence[str], uris: Sequence[str]) -> list[str]:
     return found
 
 
+def is_local(uri: str) -> bool:
+    return "://" not in uri or uri.startswith("file://")
+
+
+def is_s3(uri: str) -> bool:
+    return uri.startswith(("s3://", "s3a://"))
+
+
 def read_bytes(uri: str) -> bytes:
     """Raises FileNotFoundError or PermissionError as the storage says."""
     filesystem, path = open_filesystem(uri)
-    return filesystem.cat_file(path)
-
-
-def read_many(uris: Sequence[str]) -> list[bytes | Exception]:
-    """Reads all `uris`, which lie on one filesystem, concurrently where it can; a failed read is the exception in its place."""
-    if not uris:
-        return []
-    filesystem, _ = open_filesystem(uris[0])
-    paths = [filesystem._strip_protocol(uri) for uri in uris]
-    if not isinstance(filesystem, AsyncFileSystem):
-        return [_read_or_error(filesystem, path) for path in paths]
-    return sync(filesystem.loop, _read_all, filesystem, paths)
-
-
-async def _read_all(filesystem: AsyncFileSystem, paths: Sequence[str]) -> list[bytes | Exception]:
-    # Not `cat`, which takes a name with brackets or stars for a pattern.
-    return await asyncio.gather(*(filesystem._cat_file(path) for path in paths), return_exceptions=True)
-
-
-def read_ahead(uris: Sequence[str], chunk: int = READ_AHEAD) -> Iterator[tuple[str, bytes | Exception]]:
-    """Reads `uris` in chunks, the next one while the caller works on this one; a failed read is the exception in its place."""
-    chunks = [uris[start : start + chunk] for start in range(0, len(uris), chunk)]
-    with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(read_many, part) for part in chunks[:1]]
-        for index, part in enumerate(chunks):
-            if index + 1 < len(chunks):
-                pending.append(pool.submit(read_many, chunks[index + 1]))
-            yield from zip(part, pending.pop(0).result(), strict=True)
-
-
-def _read_or_error(filesystem: AbstractFileSystem, path: str) -> bytes | Exception:
-    try:
-        return filesystem.cat_file(path)
-    except OSError as error:
-        return error
+    return retry(lambda: filesystem.cat_file(path))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Writes `data` whole or not at all: objects are put at once, local files are renamed into place."""
     filesystem, path = open_filesystem(uri)
     if is_local(uri):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        partial = f"{path}.{uuid.uuid4().hex}.partial"
-        with open(partial, "wb") as file:
-            file.write(data)
-        os.replace(partial, path)
+        os.replace(_write_partial(path, data), path)
     else:
-        filesystem.pipe_file(path, data)
+        retry(lambda: filesystem.pipe_file(path, data))
 
 
-def is_local(uri: str) -> bool:
-    return "://" not in uri or uri.startswith("file://")
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Writes `data` unless there is something at `uri`, which no two writers can both do.
+
+    Returns:
+        Whether `data` is what stands there now: False where something else stood there before.
+    """
+    filesystem, path = open_filesystem(uri)
+    if is_local(uri):
+        partial = _write_partial(path, data)
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            return read_bytes(uri) == data
+        finally:
+            os.unlink(partial)
+        return True
+    try:
+        retry(lambda: filesystem.pipe_file(path, data, mode="create"))
+    except OSError as error:
+        # A server that does not name the condition that failed.
+        if not isinstance(error, FileExistsError) and error_code(error) not in ("PreconditionFailed", "412"):
+            raise
+        # Our own put may have arrived while its answer was lost.
+        return read_bytes(uri) == data
+    return True
+
+
+def _write_partial(path: str, data: bytes) -> str:
+    """Writes `data` under a name of its own beside `path`, and returns that name."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    partial = f"{path}.{uuid.uuid4().hex}.partial"
+    with open(partial, "wb") as file:
+        file.write(data)
+    return partial
 
 
 def exists(uri: str) -> bool:
     filesystem, path = open_filesystem(uri)
-    return filesystem.exists(path)
+    return retry(lambda: filesystem.exists(path))
 
 
 def list_files(uri: str) -> list[str]:
     """URIs of all files below the folder `uri`, sorted; empty where there is none."""
+    return sorted(found for found, _ in list_sizes(uri))
+
+
+def list_sizes(uri: str) -> Iterator[tuple[str, int]]:
+    """URI and bytes of every file below the folder `uri`, one after the other: a listing of millions takes no memory to speak of."""
     filesystem, path = open_filesystem(uri)
-    try:
-        found = filesystem.find(path)
-    except FileNotFoundError:
-        return []
-    return sorted(name if is_local(uri) else filesystem.unstrip_protocol(name) for name in found)
+    if is_s3(uri):
+        yield from _list_s3(filesystem, path, uri.partition("://")[0])
+    elif is_local(uri):
+        for folder, _, names in os.walk(path):
+            for name in names:
+                file = os.path.join(folder, name)
+                yield file, os.stat(file).st_size if os.path.exists(file) else 0
+    else:
+        for found, info in retry(lambda: filesystem.find(path, detail=True)).items():
+            yield filesystem.unstrip_protocol(found), info.get("size") or 0
+
+
+def _list_s3(filesystem: Any, path: str, scheme: str) -> Iterator[tuple[str, int]]:
+    # Not `find`, which keeps a dict of everything that S3 says of each object.
+    bucket, prefix, _ = filesystem.split_path(path)
+    client = sync(filesystem.loop, filesystem.set_session)
+    query = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
+    while True:
+        try:
+            page = retry(lambda: sync(filesystem.loop, client.list_objects_v2, **query))
+        except FileNotFoundError:
+            return
+        for item in page.get("Contents", ()):
+            # Consoles make folders by putting an empty object of that name.
+            if not item["Key"].endswith("/"):
+                yield f"{scheme}://{bucket}/{item['Key']}", item["Size"]
+        if not page.get("IsTruncated"):
+            return
+        query["ContinuationToken"] = page["NextContinuationToken"]
 
 
 def list_parts(uri: str) -> list[str]:
@@ -145,10 +178,11 @@ def _path(uri: str) -> str:
 
 
 def delete(uris: Iterable[str]) -> None:
-    """Deletes the files `uris`."""
+    """Deletes the files `uris`; one that is gone already is no error."""
     for uri in uris:
         filesystem, path = open_filesystem(uri)
-        filesystem.rm_file(path)
+        with contextlib.suppress(FileNotFoundError):
+            retry(functools.partial(filesystem.rm_file, path))
 
 
 def read_json(uri: str) -> Any:
@@ -156,7 +190,12 @@ def read_json(uri: str) -> Any:
 
 
 def write_json(uri: str, value: Any) -> None:
-    write_bytes(uri, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_bytes(uri, to_json(value))
+
+
+def to_json(value: Any) -> bytes:
+    """The bytes of a JSON file; equal values give equal bytes."""
+    return (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
@@ -164,11 +203,16 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(pa.BufferReader(read_bytes(uri)), columns=columns)
 
 
+def to_parquet(table: pa.Table, row_group_size: int | None = None) -> bytes:
+    """The bytes of a Parquet file; equal tables give equal bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_statistics=True, row_group_size=row_group_size)
+    return sink.getvalue().to_pybytes()
+
+
 def write_table(uri: str, table: pa.Table) -> str:
     """Writes `table` as one Parquet file; equal tables give equal bytes. Returns the sha256 of the file."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_statistics=True)
-    data = sink.getvalue().to_pybytes()
+    data = to_parquet(table)
     write_bytes(uri, data)
     return sha256(data)
 

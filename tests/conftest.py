@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from s3 import FaultProxy
 
 # Tiny networks on a shared machine: torch's threads would wait for one another four times as long as they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -34,21 +36,23 @@ def moto_server() -> Iterator[str]:
 
 @contextlib.contextmanager
 def ceph_server(folder: Path) -> Iterator[str]:
-    script = Path(__file__).resolve().parents[2] / "shared" / "tools" / "ceph_rgw_local.sh"
-    if not script.is_file():
-        pytest.skip(f"POSEPIPE_CEPH=1, but there is no {script}")
-    subprocess.run(["bash", script, "start", folder], check=True, timeout=600)
+    script = Path(__file__).with_name("ceph_rgw.sh")
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [str(each.getsockname()[1]) for each in (one, other)]
+    started = subprocess.run(["bash", script, "start", folder, *ports], capture_output=True, text=True, timeout=600)
+    if started.returncode == 77:
+        pytest.skip(f"POSEPIPE_CEPH=1, but Ceph cannot start here: {started.stderr.strip()}")
+    assert started.returncode == 0, started.stderr
     try:
-        yield "http://127.0.0.1:7480"
+        yield started.stdout.strip()
     finally:
         subprocess.run(["bash", script, "stop", folder], check=True, timeout=60)
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An S3 server; the variables that reach it are set for this process and the Ray workers that start after it.
-
-    It is moto's, which takes any signature, or with POSEPIPE_CEPH=1 a real one: Ceph's, from Debian packages that are only unpacked.
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server's URL: moto's, which takes any signature, or with POSEPIPE_CEPH=1 a real one: Ceph's, from Debian packages that are
+    only unpacked. The variables of its clients are set for this process and the Ray workers that start after it.
     """
     values = {
         "AWS_ACCESS_KEY_ID": "testkey",
@@ -60,9 +64,23 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     is_ceph = os.environ.get("POSEPIPE_CEPH") == "1"
     server = ceph_server(tmp_path_factory.mktemp("ceph")) if is_ceph else moto_server()
     with pytest.MonkeyPatch.context() as patch, server as endpoint:
-        for name, value in {**values, "AWS_ENDPOINT_URL": endpoint}.items():
+        for name, value in values.items():
             patch.setenv(name, value)
         yield endpoint
+
+
+@pytest.fixture(scope="session")
+def s3_proxy(s3_server: str) -> Iterator[FaultProxy]:
+    """Stands before the S3 server for everything that reads AWS_ENDPOINT_URL; it does no fault that a test does not ask for."""
+    with pytest.MonkeyPatch.context() as patch, FaultProxy(s3_server) as proxy:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(s3_proxy: FaultProxy) -> str:
+    """The URL of an S3 server, which AWS_ENDPOINT_URL names too."""
+    return s3_proxy.endpoint
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from posepipe.config import DemoConfig, PrepareConfig, ScoreConfig, TrainConfig,
 
 PREPARE = {"mpii_uri": "raw", "samples_uri": "samples"}
 TRAIN = {"samples_uri": "samples", "runs_uri": "runs", "name": "first"}
-SCORE = {"checkpoint_uri": "run", "predictions_uri": "predictions", "samples_uri": "samples"}
+SCORE = {"checkpoint_uri": ("run",), "predictions_uri": "predictions", "samples_uri": "samples"}
 
 
 # Bounds and choices

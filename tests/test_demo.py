@@ -18,17 +18,18 @@ def outcome(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> demo
 
 def test_both_tasks_are_scored_on_all_validation_people(outcome: demo.Outcome) -> None:
     rows = samples.read_manifest(storage.join_uri(outcome.work_uri, "samples"))["rows"]
-    for task in ("pose", "head"):
-        table = predictions.read_predictions(storage.join_uri(outcome.work_uri, "predictions", task))
-        assert table.num_rows == rows["val"] == outcome.scores[task]["rows_predicted"]
-        assert set(table["task"].to_pylist()) == {task}
+    table = predictions.read_predictions(storage.join_uri(outcome.work_uri, "predictions"))
+    assert table.num_rows == rows["val"] == outcome.summary["rows_predicted"]
+    assert set(table["task"].to_pylist()) == {"pose+head"}
+    assert table["joints"].null_count == table["head_box"].null_count == 0
 
 
 def test_scoring_says_what_training_said(outcome: demo.Outcome) -> None:
     for task, name in (("pose", "pckh"), ("head", "head_iou")):
         result = storage.read_json(storage.join_uri(outcome.work_uri, "runs", task, training.RESULT_FILE))
-        assert outcome.scores[task]["score"][name] == pytest.approx(result["val"][f"val_{name}"], abs=1e-3)
-        assert outcome.scores[task]["floor"][name] == pytest.approx(result["floor"][name], abs=1e-3)
+        found = outcome.summary["tasks"][task]
+        assert found["score"][name] == pytest.approx(result["val"][f"val_{name}"], abs=1e-3)
+        assert found["floor"][name] == pytest.approx(result["floor"][name], abs=1e-3)
 
 
 def test_the_sweep_writes_a_row_per_trial_and_names_the_best(outcome: demo.Outcome) -> None:
@@ -43,10 +44,12 @@ def test_the_sweep_writes_a_row_per_trial_and_names_the_best(outcome: demo.Outco
 
 def test_the_sweeps_folder_is_a_checkpoint(outcome: demo.Outcome, tmp_path: Path) -> None:
     sweep_uri = storage.join_uri(outcome.work_uri, "runs", "sweep")
-    config = ScoreConfig(checkpoint_uri=sweep_uri, samples_uri=storage.join_uri(outcome.work_uri, "samples"), predictions_uri=str(tmp_path))
+    config = ScoreConfig(
+        checkpoint_uri=(sweep_uri,), samples_uri=storage.join_uri(outcome.work_uri, "samples"), predictions_uri=str(tmp_path)
+    )
     summary = scoring.score(config)
-    assert summary["model_id"] == outcome.sweep["model_id"]
-    assert summary["score"]["head_iou"] == pytest.approx(outcome.sweep["val"]["val_head_iou"], abs=1e-3)
+    assert summary["models"] == {"head": outcome.sweep["model_id"]}
+    assert summary["tasks"]["head"]["score"]["head_iou"] == pytest.approx(outcome.sweep["val"]["val_head_iou"], abs=1e-3)
 
 
 def test_a_complete_sweep_is_not_run_again_and_another_is_refused(outcome: demo.Outcome, monkeypatch: pytest.MonkeyPatch) -> None:

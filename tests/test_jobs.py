@@ -21,7 +21,7 @@ from types import ModuleType
 import pytest
 
 from jobs import prepare, score, train, tune
-from posepipe import predictions, samples, storage
+from posepipe import journal, predictions, samples, storage
 from posepipe.config import PrepareConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -289,5 +289,5 @@ def test_score_says_what_is_wrong(mistakes: Mistakes, person_samples: str, image
     assert "Expected one of ('train', 'val', 'test')" in mistakes.message(score, **new, samples_uri=person_samples, split="valid")
     message = mistakes.message(score, **new, samples_uri=person_samples, num_actors=6)
     assert "scoring with 6 actors and a task that reads needs 7 CPUs" in message
-    storage.write_json(str(tmp_path / "predictions" / storage.MANIFEST), {"model_id": "another"})
-    assert "holds other predictions (model_id was 'another'" in mistakes.message(score, **new, samples_uri=person_samples)
+    journal.write_run(str(tmp_path / "predictions"), {"identity": {"run_id": "another"}})
+    assert "run_id was 'another', now 'score'" in mistakes.message(score, **new, samples_uri=person_samples)

@@ -13,7 +13,7 @@ import boto3
 import fsspec
 import pytest
 
-from posepipe import mpii, predicting, predictions, preparing, samples, scoring, storage, training
+from posepipe import images, inputs, mpii, predictions, preparing, reading, samples, scoring, storage, training
 from posepipe.config import PrepareConfig, ScoreConfig, TrainConfig
 
 BUCKET = "posepipe-test"
@@ -82,23 +82,21 @@ def test_the_run_folder_is_complete_in_the_bucket(line: Line) -> None:
 
 def test_scored_samples_have_one_row_per_person_whatever_became_of_it(line: Line) -> None:
     predictions_uri = f"s3://{BUCKET}/predictions/samples"
-    summary = scoring.score(ScoreConfig(checkpoint_uri=f"{RUNS_URI}/run", predictions_uri=predictions_uri, samples_uri=SAMPLES_URI))
+    summary = scoring.score(ScoreConfig(checkpoint_uri=(f"{RUNS_URI}/run",), predictions_uri=predictions_uri, samples_uri=SAMPLES_URI))
     rows = predictions.read_predictions(predictions_uri).to_pylist()
     assert Counter(row["status"] for row in rows) == {"ok": NUM_VAL - len(BAD), **{status: 1 for status in BAD}}
     assert summary["rows_read"] == NUM_VAL
-    assert summary["rows_labelled"] == NUM_VAL - len(BAD)
+    assert summary["tasks"]["pose"]["num_people"] == NUM_VAL - len(BAD)
     assert {row["model_id"] for row in rows} == {line.result["model_id"]}
 
 
 def test_a_scored_prefix_has_one_row_per_object_whatever_became_of_it(line: Line) -> None:
     predictions_uri = f"s3://{BUCKET}/predictions/images"
-    config = ScoreConfig(checkpoint_uri=f"{RUNS_URI}/run", predictions_uri=predictions_uri, images_uri=IMAGES_URI, shard_size=20)
+    config = ScoreConfig(checkpoint_uri=(f"{RUNS_URI}/run",), predictions_uri=predictions_uri, images_uri=IMAGES_URI, shard_size=20)
     listed = storage.list_files(IMAGES_URI)
-    # A second run replaces the rows of the first.
-    for _ in range(2):
-        scoring.score(config)
-        rows = predictions.read_predictions(predictions_uri).to_pylist()
-        assert [row["uri"] for row in rows] == listed
+    scoring.score(config)
+    rows = predictions.read_predictions(predictions_uri).to_pylist()
+    assert [row["uri"] for row in rows] == listed
     bad = {row["uri"].rpartition("/")[2]: row["status"] for row in rows if row["status"] != "ok"}
     assert bad == {**{line.names[status]: status for status in BAD if status != "missing"}, "notes.txt": "not_an_image"}
     assert all((row["joints"] is not None) == (row["status"] == "ok") for row in rows)
@@ -107,6 +105,9 @@ def test_a_scored_prefix_has_one_row_per_object_whatever_became_of_it(line: Line
 
 def test_an_object_that_goes_between_listing_and_reading_is_a_row(line: Line) -> None:
     good = next(uri for uri in storage.list_files(IMAGES_URI) if uri.rpartition("/")[2] not in line.names.values())
-    spec = json.dumps({"uris": [good, f"{IMAGES_URI}/gone.jpg"]})
-    read = pickle.loads(predicting.ShardReader(64)({"shard": 0, "spec": spec})["rows"])
-    assert [row["status"] for row in read["known"]] == ["ok", "missing"]
+    run_uri = f"s3://{BUCKET}/gone"
+    storage.write_bytes(f"{run_uri}.txt", f"{good}\n{IMAGES_URI}/zzz.jpg".encode())
+    inputs.write_inputs(run_uri, inputs.read_inputs(f"{run_uri}.txt"), 2)
+    read = reading.ShardReader(run_uri, f"{run_uri}/done", "image", (64,), images.MAX_BYTES, images.MAX_PIXELS)
+    known = pickle.loads(read({"shard": 0, "spec": "{}"})["rows"])["known"]
+    assert [row["status"] for row in known] == ["ok", "missing"]

@@ -18,7 +18,7 @@ from posepipe.predictions import PREDICTION
 from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
 from posepipe.skeleton import PCKH_GROUPS
 
-FLOOR = {"pckh": 0.166, "pckh_bone": 0.309, "head_iou": 0.2}
+FLOORS = {"pose": {"floor": {"pckh": 0.166, "pckh_bone": 0.309}}, "head": {"floor": {"head_iou": 0.2}}}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,9 @@ def write_run(uri, pictures, count=30, error=0.4, seed=0, change=None, **summary
         for row in rows:
             change(row)
         table = pa.Table.from_pylist(rows, PREDICTION)
-    write_predictions(str(uri), [table.slice(start, 20) for start in range(0, count, 20)], {"floor": FLOOR, "framing": "person", **summary})
+    write_predictions(
+        str(uri), [table.slice(start, 20) for start in range(0, count, 20)], {"tasks": FLOORS, "framing": "person", **summary}
+    )
     return str(uri)
 
 

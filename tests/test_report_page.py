@@ -49,7 +49,9 @@ def page_uri(tmp_path_factory):
     pictures = [*draw_pictures(str(folder / "mpii"), 3), "/nowhere/a.jpg"]
     uris = [str(folder / name) for name in ("first", "a-second-run-whose-name-is-rather-long-and-has-no-space-to-break-it")]
     for seed, uri in enumerate(uris):
-        write_predictions(uri, [draw_rows(np.arange(40), 0.4, pictures, seed)], {"floor": {"pckh": 0.17}, "framing": "person"})
+        write_predictions(
+            uri, [draw_rows(np.arange(40), 0.4, pictures, seed)], {"tasks": {"pose": {"floor": {"pckh": 0.17}}}, "framing": "person"}
+        )
     outcome = report.build(ReportConfig(report_uri=str(folder / "report"), predictions_uri=tuple(uris)))
     return outcome["page_uri"]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from posepipe import metrics, models, predictions, samples, scoring, storage
+from posepipe import metrics, models, predictions, samples, scoring, storage, summaries
 from posepipe.config import ScoreConfig
 from posepipe.predictions import PREDICTION
 
@@ -46,7 +46,7 @@ def image_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def scored(person_samples: str, pose_checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
     uri = str(tmp_path_factory.mktemp("predictions"))
-    config = ScoreConfig(checkpoint_uri=pose_checkpoint, samples_uri=person_samples, predictions_uri=uri, num_overlays=4)
+    config = ScoreConfig(checkpoint_uri=(pose_checkpoint,), samples_uri=person_samples, predictions_uri=uri, num_overlays=4)
     return uri, scoring.score(config)
 
 
@@ -69,10 +69,10 @@ def test_every_sample_has_one_row_of_the_record(scored: tuple[str, dict[str, Any
 def test_the_summary_is_the_metric_of_the_rows(scored: tuple[str, dict[str, Any]]) -> None:
     uri, summary = scored
     errors = np.array(predictions.read_predictions(uri)["joint_error"].to_pylist(), dtype=float)
-    assert summary["score"]["pckh"] == pytest.approx(metrics.pckh_counts(errors).total)
+    assert summary["tasks"]["pose"]["score"]["pckh"] == pytest.approx(metrics.pckh_counts(errors).total)
     left_knee = errors[~np.isnan(errors[:, 4]), 4]
-    assert summary["pckh_per_joint"]["left_knee"] == pytest.approx(np.mean(left_knee <= 0.5))
-    assert summary["score"]["num_joints_scored"] == np.isfinite(errors).sum() - np.isfinite(errors[:, [6, 7]]).sum()
+    assert summary["tasks"]["pose"]["pckh_per_joint"]["left_knee"] == pytest.approx(np.mean(left_knee <= 0.5))
+    assert summary["tasks"]["pose"]["score"]["num_joints_scored"] == np.isfinite(errors).sum() - np.isfinite(errors[:, [6, 7]]).sum()
 
 
 def test_joints_are_in_image_px(scored: tuple[str, dict[str, Any]], person_samples: str, pose_checkpoint: str) -> None:
@@ -90,10 +90,11 @@ def test_joints_are_in_image_px(scored: tuple[str, dict[str, Any]], person_sampl
 
 
 def test_the_floor_stands_beside_the_score(scored: tuple[str, dict[str, Any]], pose_checkpoint: str, person_samples: str) -> None:
-    assert set(scored[1]["floor"]) == set(scored[1]["score"])
-    text = scoring.describe(scored[1], scored[0])
+    found = scored[1]["tasks"]["pose"]
+    assert set(found["floor"]) == set(found["score"])
+    text = summaries.describe(scored[1], scored[0])
     assert "mean pose" in text
-    assert f"{100 * scored[1]['floor']['pckh']:.2f}" in text
+    assert f"{100 * found['floor']['pckh']:.2f}" in text
 
 
 def test_overlays_are_a_picture(scored: tuple[str, dict[str, Any]]) -> None:
@@ -101,18 +102,25 @@ def test_overlays_are_a_picture(scored: tuple[str, dict[str, Any]]) -> None:
     assert picture.width > 1000
 
 
-def test_scoring_again_writes_the_same_bytes(scored: tuple[str, dict[str, Any]], person_samples: str, pose_checkpoint: str) -> None:
+def test_a_complete_run_is_not_scored_again(
+    scored: tuple[str, dict[str, Any]], person_samples: str, pose_checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "_pipeline", lambda *_: pytest.fail("scored again"))
+    config = ScoreConfig(checkpoint_uri=(pose_checkpoint,), samples_uri=person_samples, predictions_uri=scored[0])
+    assert scoring.score(config) == scored[1]
+
+
+def test_scoring_anew_writes_the_same_bytes(scored: tuple[str, dict[str, Any]], person_samples: str, pose_checkpoint: str) -> None:
     before = storage.read_json(storage.join_uri(scored[0], storage.MANIFEST))
-    scoring.score(ScoreConfig(checkpoint_uri=pose_checkpoint, samples_uri=person_samples, predictions_uri=scored[0]))
-    after = storage.read_json(storage.join_uri(scored[0], storage.MANIFEST))
-    assert [item["rows"] for item in after["files"]] == [item["rows"] for item in before["files"]]
-    assert predictions.read_predictions(scored[0]).num_rows == before["num_inputs"]
+    config = ScoreConfig(checkpoint_uri=(pose_checkpoint,), samples_uri=person_samples, predictions_uri=scored[0], overwrite=True)
+    scoring.score(config)
+    assert storage.read_json(storage.join_uri(scored[0], storage.MANIFEST)) == before
 
 
 def test_predictions_of_another_model_are_not_overwritten(scored: tuple[str, dict[str, Any]], person_samples: str, tmp_path: Path) -> None:
     other = write_checkpoint(tmp_path / "other", mean_points=[[0.4, 0.4]] * 16)
-    with pytest.raises(ValueError, match=r"holds other predictions \(model_id was '[0-9a-f]{64}', now '[0-9a-f]{64}'\)"):
-        scoring.score(ScoreConfig(checkpoint_uri=other, samples_uri=person_samples, predictions_uri=scored[0]))
+    with pytest.raises(ValueError, match=r"holds other predictions \(models was {'pose': '[0-9a-f]{64}'}, now {'pose': '[0-9a-f]{64}'}\)"):
+        scoring.score(ScoreConfig(checkpoint_uri=(other,), samples_uri=person_samples, predictions_uri=scored[0]))
     assert storage.exists(storage.join_uri(scored[0], storage.SUCCESS))
 
 
@@ -126,12 +134,12 @@ def test_people_whose_picture_was_bad_have_a_row_too(person_samples: str, pose_c
     storage.write_table(str(tmp_path / "samples" / samples.ERRORS_FILE), pa.Table.from_pylist(failed, samples.ERROR))
     storage.write_json(str(tmp_path / "samples" / storage.MANIFEST), manifest)
     summary = scoring.score(
-        ScoreConfig(checkpoint_uri=pose_checkpoint, samples_uri=str(tmp_path / "samples"), predictions_uri=str(tmp_path / "out"))
+        ScoreConfig(checkpoint_uri=(pose_checkpoint,), samples_uri=str(tmp_path / "samples"), predictions_uri=str(tmp_path / "out"))
     )
     assert summary["statuses"] == {"ok": manifest["rows"]["val"], "missing": 1}
     row = next(row for row in predictions.read_predictions(str(tmp_path / "out")).to_pylist() if row["status"] != "ok")
     assert (row["sample_id"], row["status"], row["joints"]) == ("gone.jpg#1", "missing", None)
-    assert "'missing': 1" in scoring.describe(summary, "x")
+    assert "not predicted: 1 missing\n  missing: " in summaries.describe(summary, "x")
 
 
 def test_every_file_below_a_prefix_has_a_row(ray_session: None, image_checkpoint: str, tmp_path: Path) -> None:
@@ -153,7 +161,7 @@ def test_every_file_below_a_prefix_has_a_row(ray_session: None, image_checkpoint
         (tmp_path / "bucket" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "bucket" / name).write_bytes(data)
     config = ScoreConfig(
-        checkpoint_uri=image_checkpoint, images_uri=str(tmp_path / "bucket"), predictions_uri=str(tmp_path / "out"), shard_size=3
+        checkpoint_uri=(image_checkpoint,), images_uri=str(tmp_path / "bucket"), predictions_uri=str(tmp_path / "out"), shard_size=3
     )
     summary = scoring.score(config)
     rows = predictions.read_predictions(str(tmp_path / "out")).to_pylist()
@@ -161,7 +169,7 @@ def test_every_file_below_a_prefix_has_a_row(ray_session: None, image_checkpoint
     bad = {"b/empty.jpg": "empty", "b/half.jpg": "truncated", "b/page.jpg": "not_an_image"}
     assert statuses == {name: bad.get(name, "ok") for name in files}
     assert len(rows) == len(files)
-    assert "score" not in summary
+    assert not summary["tasks"]
     ok = [row for row in rows if row["status"] == "ok"]
     assert all((row["width"], row["height"]) == (160, 120) and np.isfinite(row["joints"]).all() for row in ok)
     assert all(row["joints"] is None and row["detail"] for row in rows if row["status"] != "ok")
@@ -174,7 +182,8 @@ def test_a_turned_picture_is_seen_upright_and_answered_in_stored_px(ray_session:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored a quarter turn to the left of upright
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "bucket" / "turned.png", exif=exif)
-    scoring.score(ScoreConfig(checkpoint_uri=image_checkpoint, images_uri=str(tmp_path / "bucket"), predictions_uri=str(tmp_path / "out")))
+    config = ScoreConfig(checkpoint_uri=(image_checkpoint,), images_uri=str(tmp_path / "bucket"), predictions_uri=str(tmp_path / "out"))
+    scoring.score(config)
     rows = {
         Path(row["uri"]).name: np.reshape(row["joints"], (16, 2)) for row in predictions.read_predictions(str(tmp_path / "out")).to_pylist()
     }
@@ -191,37 +200,37 @@ def test_mistakes_are_named(person_samples: str, pose_checkpoint: str, image_che
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk" / models.MODEL_FILE).write_bytes(b"0" * 100)
     with pytest.raises(ValueError, match="no checkpoint at"):
-        attempt(checkpoint_uri=str(tmp_path / "nowhere"), samples_uri=person_samples)
+        attempt(checkpoint_uri=(str(tmp_path / "nowhere"),), samples_uri=person_samples)
     with pytest.raises(ValueError, match="is not a posepipe checkpoint"):
-        attempt(checkpoint_uri=str(tmp_path / "junk"), samples_uri=person_samples)
+        attempt(checkpoint_uri=(str(tmp_path / "junk"),), samples_uri=person_samples)
     with pytest.raises(ValueError, match=r"trained on samples of framing image, .* has framing person"):
-        attempt(checkpoint_uri=image_checkpoint, samples_uri=person_samples)
+        attempt(checkpoint_uri=(image_checkpoint,), samples_uri=person_samples)
     with pytest.raises(ValueError, match=r"trained on samples of size 96, .* has size 64"):
-        attempt(checkpoint_uri=write_checkpoint(tmp_path / "large", size=96), samples_uri=person_samples)
+        attempt(checkpoint_uri=(write_checkpoint(tmp_path / "large", size=96),), samples_uri=person_samples)
     with pytest.raises(ValueError, match="trained on person framing, which needs to know where the person is"):
-        attempt(checkpoint_uri=pose_checkpoint, images_uri=str(tmp_path / "bucket"))
+        attempt(checkpoint_uri=(pose_checkpoint,), images_uri=str(tmp_path / "bucket"))
     with pytest.raises(ValueError, match="no files below"):
-        attempt(checkpoint_uri=image_checkpoint, images_uri=str(tmp_path / "bucket"))
+        attempt(checkpoint_uri=(image_checkpoint,), images_uri=str(tmp_path / "bucket"))
     with pytest.raises(ValueError, match="no complete samples at"):
-        attempt(checkpoint_uri=pose_checkpoint, samples_uri=str(tmp_path))
+        attempt(checkpoint_uri=(pose_checkpoint,), samples_uri=str(tmp_path))
     with pytest.raises(ValueError, match="no complete predictions at"):
         predictions.read_predictions(str(tmp_path / "out"))
 
 
 def test_the_head_task_writes_boxes_and_their_iou(person_samples: str, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "head", task="head")
-    summary = scoring.score(ScoreConfig(checkpoint_uri=checkpoint, samples_uri=person_samples, predictions_uri=str(tmp_path / "out")))
+    summary = scoring.score(ScoreConfig(checkpoint_uri=(checkpoint,), samples_uri=person_samples, predictions_uri=str(tmp_path / "out")))
     rows = predictions.read_predictions(str(tmp_path / "out")).to_pylist()
     assert all(row["head_box"][0] <= row["head_box"][2] and row["joints"] is None for row in rows)
     labelled = [row["head_iou"] for row in rows if row["head_iou"] is not None]
-    assert summary["score"]["head_iou"] == pytest.approx(np.mean(labelled), abs=1e-6)
-    assert summary["score"]["num_people"] == len(labelled)
+    assert summary["tasks"]["head"]["score"]["head_iou"] == pytest.approx(np.mean(labelled), abs=1e-6)
+    assert summary["tasks"]["head"]["score"]["num_people"] == len(labelled)
 
 
 def test_files_of_others_in_the_same_place_stay(person_samples: str, pose_checkpoint: str, tmp_path: Path) -> None:
     others = ["part-00000-abc.snappy.parquet", "runs/pose/_SUCCESS", "samples/train/part-00000.parquet", "notes.txt"]
     for name in others:
         storage.write_bytes(str(tmp_path / name), b"precious")
-    config = ScoreConfig(checkpoint_uri=pose_checkpoint, samples_uri=person_samples, predictions_uri=str(tmp_path))
+    config = ScoreConfig(checkpoint_uri=(pose_checkpoint,), samples_uri=person_samples, predictions_uri=str(tmp_path))
     scoring.score(config)
     assert all((tmp_path / name).read_bytes() == b"precious" for name in others)

@@ -1,0 +1,209 @@
+"""What grows with the number of pictures: wall time and memory of `jobs.score`, and the planning of long manifests.
+
+* score: a scoring run in a process of its own, on Ray with an object store of --object-store-mib, for each of --num-images; the manifest
+  goes through the folder's pictures again and again. Seconds per picture are taken between commits, so what starts once is told apart.
+  Memory is the sum over all processes of the run (Ray's included): RSS counts what they share once for each of them, PSS once.
+* plan: from the call to the stored list of inputs, for manifests of --num-rows, in a process of its own, with its peak RSS.
+* first commit: `jobs.score` on the longest of these manifests until its first shard is committed; then it is killed.
+"""
+
+import json
+import os
+import platform
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tyro
+
+from benchmarks.ingest import CORES, find_pictures
+from posepipe import inputs, storage
+
+SHARD_SIZE = 256
+SAMPLING_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """What grows with the number of pictures: wall time and memory of `jobs.score`, and the planning of long manifests."""
+
+    images_uri: str
+    """Folder of JPEGs, of which those of 1280x720 and 1920x1080 are read."""
+    checkpoint_uri: str
+    """A run trained on image framing."""
+    num_images: tuple[int, ...] = (1000, 5000, 20000)
+    """Pictures to score."""
+    num_rows: tuple[int, ...] = (1000, 10_000, 100_000, 1_000_000)
+    """Rows of the manifests to plan."""
+    object_store_mib: int = 500
+    """Ray's object store."""
+    output_uri: str = ""
+    """JSON file of all figures and the machine."""
+
+
+class Memory(threading.Thread):
+    """Peak memory of a process and all that it started, sampled."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._process, self._end = psutil.Process(pid), threading.Event()
+        self.peak_rss = self.peak_pss = 0
+
+    def run(self) -> None:
+        while not self._end.wait(SAMPLING_SECONDS):
+            rss = pss = 0
+            try:
+                family = [self._process, *self._process.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                return
+            for process in family:
+                try:
+                    info = process.memory_full_info()
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    continue
+                rss, pss = rss + info.rss, pss + info.pss
+            self.peak_rss, self.peak_pss = max(self.peak_rss, rss), max(self.peak_pss, pss)
+
+    def stop(self) -> None:
+        self._end.set()
+        self.join()
+
+
+_SCORE = """
+import os, sys, ray
+os.environ["RAY_worker_niceness"] = "0"
+ray.init(address="local", num_cpus={cpus}, object_store_memory={store}, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+from posepipe import scoring
+from posepipe.config import ScoreConfig
+scoring.score(ScoreConfig(checkpoint_uri=({checkpoint!r},), images_uri={manifest!r}, predictions_uri={out!r}, shard_size={shard}))
+from ray._private.internal_api import memory_summary
+print(memory_summary(stats_only=True))
+"""
+
+
+def start_score(config: ScaleConfig, manifest: Path, out: Path) -> "subprocess.Popen[str]":
+    code = _SCORE.format(
+        cpus=CORES,
+        store=config.object_store_mib * 2**20,
+        checkpoint=config.checkpoint_uri,
+        manifest=str(manifest),
+        out=str(out),
+        shard=SHARD_SIZE,
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def commits(out: Path) -> list[float]:
+    """When each shard was committed."""
+    return sorted(path.stat().st_mtime for path in out.glob("done/*/*.json"))
+
+
+def measure_score(config: ScaleConfig, paths: list[str], count: int, folder: Path) -> dict[str, Any]:
+    manifest, out = folder / f"{count}.txt", folder / f"out-{count}"
+    manifest.write_text("\n".join(paths[index % len(paths)] for index in range(count)))
+    started = time.time()
+    process = start_score(config, manifest, out)
+    memory = Memory(process.pid)
+    memory.start()
+    said, _ = process.communicate()
+    memory.stop()
+    if process.returncode:
+        raise RuntimeError(f"scoring {count} pictures ended with status {process.returncode}")
+    summary = storage.read_json(str(out / "summary.json"))
+    if summary["rows_predicted"] != count:
+        raise RuntimeError(f"{summary['rows_predicted']} of {count} pictures were scored: {summary['statuses']}")
+    at = commits(out)
+    spilled = re.search(r"Spilled (\d+) MiB", said)
+    return {
+        "num_images": count,
+        "seconds": time.time() - started,
+        "seconds_to_first_commit": at[0] - started,
+        "ms_per_image": 1000 * (at[-1] - at[0]) / (count - SHARD_SIZE),
+        "peak_rss_gib": memory.peak_rss / 2**30,
+        "peak_pss_gib": memory.peak_pss / 2**30,
+        "spilled_mib": int(spilled[1]) if spilled else 0,
+    }
+
+
+def write_manifest(paths: list[str], count: int, folder: Path) -> Path:
+    manifest = folder / f"rows-{count}.txt"
+    manifest.write_text("\n".join(paths[index % len(paths)] for index in range(count)))
+    return manifest
+
+
+def plan(manifest_uri: str, run_uri: str) -> None:
+    """In a process of its own: plans, and prints seconds and peak RSS as JSON."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    inputs.write_inputs(run_uri, inputs.read_inputs(manifest_uri), SHARD_SIZE)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"seconds": time.perf_counter() - started, "peak_rss_gib": peak / 2**20, "rss_before_gib": before / 2**20}))
+
+
+def measure_plan(manifest: Path, count: int, folder: Path) -> dict[str, Any]:
+    code = f"from benchmarks.scale import plan; plan({str(manifest)!r}, {str(folder / f'plan-{count}')!r})"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    return {"num_rows": count, **json.loads(said)}
+
+
+def measure_first_commit(config: ScaleConfig, manifest: Path, folder: Path) -> dict[str, Any]:
+    out = folder / "first-commit"
+    started = time.time()
+    process = start_score(config, manifest, out)
+    driver = psutil.Process(process.pid)
+    peak = 0
+    try:
+        while not (at := commits(out)):
+            if process.poll() is not None:
+                raise RuntimeError("scoring ended before its first commit")
+            peak = max(peak, driver.memory_info().rss)
+            time.sleep(0.1)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return {"seconds": at[0] - started, "driver_peak_rss_gib": peak / 2**30}
+
+
+def main() -> None:
+    config = tyro.cli(ScaleConfig)
+    with tempfile.TemporaryDirectory(prefix="posepipe-scale-") as name:
+        folder = Path(name)
+        paths = [str(path.resolve()) for path in find_pictures(Path(config.images_uri))]
+        scored, planned = [], []
+        print(
+            f"{'pictures':>9}{'seconds':>9}{'first commit':>14}{'ms/picture':>12}{'RSS GiB':>9}{'PSS GiB':>9}{'spilled MiB':>13}",
+            flush=True,
+        )
+        for count in config.num_images:
+            row = measure_score(config, paths, count, folder)
+            scored.append(row)
+            print(
+                f"{count:9}{row['seconds']:9.1f}{row['seconds_to_first_commit']:14.1f}{row['ms_per_image']:12.2f}"
+                f"{row['peak_rss_gib']:9.2f}{row['peak_pss_gib']:9.2f}{row['spilled_mib']:13}",
+                flush=True,
+            )
+        print(f"{'rows':>9}{'plan, s':>9}{'RSS GiB':>9}{'before':>9}", flush=True)
+        for count in config.num_rows:
+            manifest = write_manifest(paths, count, folder)
+            row = measure_plan(manifest, count, folder)
+            planned.append(row)
+            print(f"{count:9}{row['seconds']:9.2f}{row['peak_rss_gib']:9.2f}{row['rss_before_gib']:9.2f}", flush=True)
+        first = measure_first_commit(config, manifest, folder)
+        print(f"first commit of {count} rows after {first['seconds']:.1f} s, driver's peak RSS {first['driver_peak_rss_gib']:.2f} GiB")
+    if config.output_uri:
+        machine = {"platform": platform.platform(), "cores": CORES, "load_average": os.getloadavg()}
+        report = {"command": ["python", "-m", "benchmarks.scale", *sys.argv[1:]], "machine": machine, "score": scored, "plan": planned}
+        storage.write_json(config.output_uri, {**report, "first_commit": first})
+
+
+if __name__ == "__main__":
+    main()

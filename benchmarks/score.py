@@ -1,0 +1,234 @@
+"""Pictures per second of `scoring` beside its two limits and a hand-written torch script that does the same work.
+
+All read the same files on the same cores, one after the other, round by round. What is timed:
+
+* posepipe: `scoring.score`, from the second shard that is committed to the last, so that what starts once (actors, their imports, the
+  model) is told apart, as `start`.
+* script: a torch DataLoader with torchvision's decoder and antialiased resize, one worker process per core, started before the clock;
+  the same network on all cores; rows to Parquet, a file per shard. It keeps no status, resumes nothing and dies of a bad picture.
+* decode: bytes in memory -> crops on one core, times the cores.
+* model: crops in memory -> points, on all cores.
+
+Decoding and the network share the cores, so nobody can have both limits: `bound` is what all cores reach if they do nothing but the two,
+1 / (1 / decode + 1 / model).
+"""
+
+import importlib.metadata
+import logging
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+import torchvision
+import tyro
+from torchvision.transforms.v2 import functional
+
+from benchmarks.ingest import CORES, find_pictures
+from posepipe import geometry, images, predictions, scoring, storage
+from posepipe.config import ScoreConfig
+from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, save_model
+from posepipe.skeleton import NUM_JOINTS
+
+LIMIT_SAMPLE = 256
+SHARD_SIZE = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Pictures per second of `scoring` beside its two limits and a hand-written torch script that does the same work."""
+
+    images_uri: str
+    """Folder of JPEGs, of which those of 1280x720 and 1920x1080 are read."""
+    model: str = "test_resnet"
+    """Backbone: a timm name."""
+    size: int = 128
+    """Side of the crops in px."""
+    num_images: int = 16 * SHARD_SIZE
+    """Pictures per repetition; a folder that has fewer is gone through more than once."""
+    repetitions: int = 3
+    """Rounds over all contestants."""
+    cpus_per_actor: int = 1
+    """CPUs (and torch threads) of posepipe's one actor."""
+    num_cpus: int = CORES
+    """CPUs that Ray is told of."""
+    output_uri: str = ""
+    """JSON file of every repetition, the machine and the versions."""
+
+
+class Pictures(torch.utils.data.Dataset[tuple[int, torch.Tensor, int, int]]):
+    """What a torchvision user writes: decode the file, resize it."""
+
+    def __init__(self, paths: list[str], size: int) -> None:
+        self._paths, self._size = paths, size
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor, int, int]:
+        pixels = torchvision.io.decode_image(self._paths[index], mode=torchvision.io.ImageReadMode.RGB)
+        return index, functional.resize(pixels, [self._size, self._size], antialias=True), pixels.shape[2], pixels.shape[1]
+
+
+def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: str, starts: list[float]) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.time()
+        scoring.score(
+            ScoreConfig(
+                checkpoint_uri=(checkpoint_uri,),
+                images_uri=manifest_uri,
+                predictions_uri=folder,
+                shard_size=SHARD_SIZE,
+                cpus_per_actor=config.cpus_per_actor,
+            )
+        )
+        # The last rows come in order of completion; the first commit is when everything had started.
+        [done] = (Path(folder) / "done").iterdir()
+        commits = sorted(path.stat().st_mtime for path in done.iterdir())
+        rows = predictions.read_predictions(folder, ["status"])["status"].to_pylist()
+    if rows.count("ok") != config.num_images:
+        raise RuntimeError(f"posepipe scored {rows.count('ok')} of {config.num_images} pictures")
+    starts.append(commits[0] - started)
+    return (config.num_images - SHARD_SIZE) / (commits[-1] - commits[0])
+
+
+def script_rate(config: BenchmarkConfig, model: PoseModel, paths: list[str], loader: Any) -> float:
+    torch.set_num_threads(CORES)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        rows: list[dict[str, Any]] = []
+        files = count = 0
+        start = time.perf_counter()
+        for indices, pixels, widths, heights in loader:
+            points, confidence = model.predict(pixels)
+            confidences = [None] * len(points) if confidence is None else list(confidence.numpy())
+            scale = torch.stack([widths, heights], dim=1)[:, None] / config.size
+            joints = ((points + 0.5) * scale - 0.5).reshape(len(points), 2 * NUM_JOINTS).numpy()
+            for place, index in enumerate(indices.tolist()):
+                rows.append({"uri": paths[index], "joints": joints[place], "confidence": confidences[place]})
+            if len(rows) >= SHARD_SIZE:
+                pq.write_table(pa.Table.from_pylist(rows), f"{folder}/{files}.parquet", compression="zstd")
+                files, count, rows = files + 1, count + len(rows), []
+        if rows:
+            pq.write_table(pa.Table.from_pylist(rows), f"{folder}/{files}.parquet", compression="zstd")
+        seconds = time.perf_counter() - start
+    if count + len(rows) != len(paths):
+        raise RuntimeError(f"the script scored {count + len(rows)} of {len(paths)} pictures")
+    return len(paths) / seconds
+
+
+def decode_rate(config: BenchmarkConfig, data: list[bytes]) -> float:
+    start = time.perf_counter()
+    for picture in data:
+        header = images.read_header(picture)
+        images.crop(picture, header, geometry.frame_image(header.width, header.height, config.size), config.size)
+    return CORES * len(data) / (time.perf_counter() - start)
+
+
+@torch.inference_mode()
+def model_rate(config: BenchmarkConfig, model: PoseModel) -> float:
+    torch.set_num_threads(CORES)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 3, config.size, config.size), dtype=np.uint8))
+    model.predict(pixels)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < 3:
+        model.predict(pixels)
+        count += len(pixels)
+    return count / (time.perf_counter() - start)
+
+
+def measure(config: BenchmarkConfig, folder: Path) -> tuple[dict[str, list[float]], list[float]]:
+    """Pictures per second of every repetition by contestant, and posepipe's seconds before its first commit."""
+    pictures = find_pictures(Path(config.images_uri))
+    paths = [str(pictures[index % len(pictures)].resolve()) for index in range(config.num_images)]
+    manifest_uri = str(folder / "inputs.txt")
+    storage.write_bytes(manifest_uri, "\n".join(paths).encode())
+    torch.manual_seed(0)
+    model = build_model(
+        ModelConfig(
+            task="pose",
+            model=config.model,
+            regression_head="heatmap",
+            feature_stride=16,
+            size=config.size,
+            framing="image",
+            mean_points=[[0.5, 0.5]] * NUM_JOINTS,
+            samples_fingerprint="",
+        )
+    ).eval()
+    (folder / "run").mkdir()
+    save_model(model, str(folder / "run" / MODEL_FILE))
+    data = [Path(path).read_bytes() for path in paths[:: max(1, len(paths) // LIMIT_SAMPLE)]]
+    loader = torch.utils.data.DataLoader(
+        Pictures(paths, config.size), batch_size=64, num_workers=CORES, persistent_workers=True, multiprocessing_context="forkserver"
+    )
+    starts: list[float] = []
+    contestants: dict[str, Callable[[], float]] = {
+        "posepipe": lambda: posepipe_rate(config, str(folder / "run"), manifest_uri, starts),
+        "script": lambda: script_rate(config, model, paths, loader),
+        "decode": lambda: decode_rate(config, data),
+        "model": lambda: model_rate(config, model),
+    }
+    # Ray's workers are nice(15) by default, the others are not: on a machine that does something else besides, that would decide.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+    ray.init(address="local", num_cpus=config.num_cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for round_index in range(config.repetitions + 1):
+        for name, run in contestants.items():
+            rate = run()
+            if round_index:
+                rates[name].append(rate)
+            print(f"{f'round {round_index}' if round_index else 'warm-up'}: {name} {rate:.1f} img/s", file=sys.stderr, flush=True)
+    ray.shutdown()
+    return rates, starts[1:]
+
+
+def main() -> None:
+    config = tyro.cli(BenchmarkConfig)
+    load_before = os.getloadavg()
+    with tempfile.TemporaryDirectory(prefix="posepipe-score-") as folder:
+        rates, starts = measure(config, Path(folder))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    slower = min(medians["decode"], medians["model"])
+    bound = 1 / (1 / medians["decode"] + 1 / medians["model"])
+    print(f"{'':10}{'img/s':>8}  {'[min .. max]':18}{'/ slower limit':>15}{'/ bound':>9}{'/ script':>10}")
+    for name, values in rates.items():
+        spread = f"[{min(values):.1f} .. {max(values):.1f}]"
+        ratios = f"{medians[name] / slower:15.2f}{medians[name] / bound:9.2f}{medians[name] / medians['script']:10.2f}"
+        print(f"{name:10}{medians[name]:8.1f}  {spread:18}{ratios}")
+    print(f"{'bound':10}{bound:8.1f}  {'':18}{bound / slower:15.2f}{1:9.2f}{bound / medians['script']:10.2f}")
+    print(f"start: {statistics.median(starts):.1f} s from the call to posepipe's first committed shard of {SHARD_SIZE}")
+    if config.output_uri:
+        packages = ("posepipe", "ray", "torch", "torchvision", "timm", "simplejpeg", "numpy", "pyarrow")
+        report = {
+            "command": ["python", "-m", "benchmarks.score", *sys.argv[1:]],
+            "machine": {
+                "platform": platform.platform(),
+                "cores": CORES,
+                "load_average": {"before": load_before, "after": os.getloadavg()},
+                "python": platform.python_version(),
+            },
+            "versions": {name: importlib.metadata.version(name) for name in packages},
+            "images_per_second": rates,
+            "seconds_to_first_commit": starts,
+            "medians": {**medians, "bound": bound},
+            "posepipe_to_slower_limit": medians["posepipe"] / slower,
+            "posepipe_to_script": medians["posepipe"] / medians["script"],
+        }
+        storage.write_json(config.output_uri, report)
+
+
+if __name__ == "__main__":
+    main()

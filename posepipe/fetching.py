@@ -1,0 +1,120 @@
+"""Reads many pictures: ahead of the caller, whole or not at all, again after a fault."""
+
+import asyncio
+import errno
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem, sync
+
+from posepipe import storage
+from posepipe.retrying import TruncatedBodyError, retry, retry_async
+
+AT_ONCE = 16
+BYTES_AT_ONCE = 64 * 2**20
+USUAL_BYTES = 2**20  # where the listing does not say
+
+
+Fetched = bytes | OSError
+
+
+def fetch(uris: Sequence[str], max_bytes: int, patience: float | None = None) -> list[Fetched]:
+    """Reads all `uris`, which lie on one filesystem, concurrently where it can.
+
+    Args:
+        uris: of the objects.
+        max_bytes: of one object.
+        patience: seconds that a fault may last; None for `retrying.PATIENCE`.
+
+    Returns:
+        One entry per URI: its bytes, or the storage's answer (FileNotFoundError, PermissionError, …); an OSError with errno EFBIG stands
+        for an object over the limit, which was not read.
+
+    Raises:
+        StorageUnavailableError: a fault that did not pass. What the storage could not say is never an entry.
+    """
+    if not uris:
+        return []
+    filesystem, _ = storage.open_filesystem(uris[0])
+    paths = [filesystem._strip_protocol(uri) for uri in uris]
+    if not isinstance(filesystem, AsyncFileSystem):
+        return [_read(filesystem, path, max_bytes, patience) for path in paths]
+    return sync(filesystem.loop, _read_all, filesystem, paths, max_bytes, patience, storage.is_s3(uris[0]))
+
+
+def _read(filesystem: AbstractFileSystem, path: str, max_bytes: int, patience: float | None) -> Fetched:
+    try:
+        _check_size(retry(lambda: filesystem.size(path), patience), max_bytes)
+        return retry(lambda: filesystem.cat_file(path), patience)
+    except OSError as error:
+        return error
+
+
+async def _read_all(filesystem: Any, paths: Sequence[str], max_bytes: int, patience: float | None, is_s3: bool) -> list[Fetched]:
+    async def read(path: str) -> Fetched:
+        try:
+            return await retry_async(lambda: (_get_s3 if is_s3 else _cat)(filesystem, path, max_bytes), patience)
+        except OSError as error:
+            return error
+
+    return await asyncio.gather(*(read(path) for path in paths))
+
+
+async def _get_s3(filesystem: Any, path: str, max_bytes: int) -> bytes:
+    # Not `cat_file`, which asks for the size first and does not compare it with what came. (`cat` takes brackets for a pattern.)
+    bucket, key, _ = filesystem.split_path(path)
+    answer = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
+    async with answer["Body"] as body:
+        size = answer["ContentLength"]
+        _check_size(size, max_bytes)
+        data = await body.read()
+    if len(data) != size:
+        raise TruncatedBodyError(errno.EIO, f"{len(data)} of {size} bytes of {path} came")
+    return data
+
+
+async def _cat(filesystem: Any, path: str, max_bytes: int) -> bytes:
+    _check_size((await filesystem._info(path)).get("size"), max_bytes)
+    return await filesystem._cat_file(path)
+
+
+def _check_size(size: int | None, max_bytes: int) -> None:
+    if size is not None and size > max_bytes:
+        raise OSError(errno.EFBIG, f"{size} bytes, the limit is {max_bytes}")
+
+
+def read_ahead(uris: Sequence[str], max_bytes: int, sizes: Sequence[int | None] | None = None) -> Iterator[tuple[str, Fetched]]:
+    """`fetch` in chunks, the next one while the caller works on this one.
+
+    Args:
+        uris: on any filesystems; neighbours on the same one are read together.
+        max_bytes: of one object.
+        sizes: bytes of each where known; a chunk is closed before it takes more than `BYTES_AT_ONCE`.
+    """
+    chunks = _cut(uris, sizes or [None] * len(uris), max_bytes)
+    with ThreadPoolExecutor(1) as pool:
+        pending = [pool.submit(fetch, part, max_bytes) for part in chunks[:1]]
+        for index, part in enumerate(chunks):
+            if index + 1 < len(chunks):
+                pending.append(pool.submit(fetch, chunks[index + 1], max_bytes))
+            yield from zip(part, pending.pop(0).result(), strict=True)
+
+
+def _cut(uris: Sequence[str], sizes: Sequence[int | None], max_bytes: int) -> list[list[str]]:
+    chunks: list[list[str]] = []
+    total = 0
+    for uri, size in zip(uris, sizes, strict=True):
+        expected = USUAL_BYTES if size is None else 0 if size > max_bytes else size
+        is_elsewhere = bool(chunks) and _scheme(chunks[-1][0]) != _scheme(uri)
+        if not chunks or is_elsewhere or len(chunks[-1]) == AT_ONCE or total + expected > BYTES_AT_ONCE:
+            chunks.append([])
+            total = 0
+        chunks[-1].append(uri)
+        total += expected
+    return chunks
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0] if "://" in uri else ""

@@ -1,0 +1,175 @@
+"""What a scoring run has to do, before it starts: models that go together, inputs cut into shards, a cluster that holds it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from posepipe import cluster, inputs, journal, samples, storage
+from posepipe.config import ScoreConfig
+from posepipe.models import read_model_config
+from posepipe.predicting import Checkpoint
+
+_NO_PEOPLE = (
+    "the checkpoint was trained on person framing, which needs to know where the person is: give --first-stage-uri, "
+    "a manifest with center_x, center_y and scale or a box per row, or a checkpoint that was trained on image framing"
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is to do.
+
+    Attributes:
+        identity: all that decides what the rows are; a folder holds one of these.
+        models: one, or two of different tasks.
+        first_stage: that frames people for them, or None.
+        specs: of each shard, what ShardReader needs beside the stored inputs.
+        counts: inputs of each shard.
+        num_bytes: of the pictures, None where not known.
+        table: the INPUT rows, where they are not stored yet.
+    """
+
+    identity: dict[str, Any]
+    models: list[Checkpoint]
+    first_stage: Checkpoint | None
+    specs: list[dict[str, Any]]
+    counts: list[int]
+    num_bytes: int | None = None
+    table: pa.Table | None = None
+
+    @property
+    def num_inputs(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(sorted({model.size for model in self.models}))
+
+
+def load_checkpoints(config: ScoreConfig) -> tuple[list[Checkpoint], Checkpoint | None]:
+    """The models and the first stage; ValueError where they do not go together."""
+    models = [_load_checkpoint(uri) for uri in config.checkpoint_uri]
+    if len({model.task for model in models}) < len(models):
+        raise ValueError(f"two checkpoints of the task {models[0].task}: one pass takes one of each task")
+    if len({model.framing for model in models}) > 1:
+        raise ValueError("one pass takes checkpoints of the same framing, got " + " and ".join(f"{m.task}: {m.framing}" for m in models))
+    if not config.first_stage_uri:
+        return models, None
+    first_stage = _load_checkpoint(config.first_stage_uri)
+    if first_stage.framing != "image":
+        raise ValueError(f"--first-stage-uri takes a checkpoint trained on image framing, {first_stage.uri} has {first_stage.framing}")
+    if models[0].framing == "image":
+        raise ValueError("--first-stage-uri frames people for a checkpoint trained on person framing; this one sees whole pictures")
+    return models, first_stage
+
+
+def _load_checkpoint(uri: str) -> Checkpoint:
+    uri = storage.resolve_uri(uri)
+    config, model_id = read_model_config(uri)
+    return Checkpoint(uri, model_id, config.task, config.framing, config.size)
+
+
+def plan_run(
+    config: ScoreConfig,
+    models: list[Checkpoint],
+    first_stage: Checkpoint | None,
+    run: dict[str, Any] | None,
+    run_uri: str,
+) -> Plan:
+    """The plan of this config; where the folder holds a run already, that run's plan, or ValueError where it is of something else."""
+    identity: dict[str, Any] = {
+        "models": {model.task: model.model_id for model in models},
+        "first_stage": first_stage.model_id if first_stage else None,
+        "run_id": config.run_id,
+    }
+    if config.samples_uri:
+        specs, counts, inputs_id = _sample_shards(config, models)
+        plan = Plan({**identity, "inputs": inputs_id}, models, None, specs, counts)
+        if run:
+            journal.require_same(run_uri, run["identity"], plan.identity)
+        return plan
+    images_uri = storage.resolve_uri(config.images_uri)
+    names = ("shard_size", "limit", "sample_fraction", "max_bytes", "max_pixels")
+    identity |= {"images_uri": images_uri, **{name: getattr(config, name) for name in names}}
+    older = run["identity"] if run else {}
+    if run and not inputs.is_manifest(images_uri) and all(older.get(name) == value for name, value in identity.items()):
+        # A prefix stands for what was listed when the run began.
+        counts = _cut(run["num_inputs"], config.shard_size)
+        return Plan(older, models, first_stage, [{}] * len(counts), counts, run["num_bytes"])
+    needs_people = models[0].framing == "person" and not first_stage
+    # A prefix has no people; it is not listed to find that out.
+    if needs_people and not inputs.is_manifest(images_uri):
+        raise ValueError(_NO_PEOPLE)
+    table = inputs.read_inputs(images_uri, limit=config.limit, sample_fraction=config.sample_fraction, without=run_uri)
+    if needs_people and table["scale"].null_count == table.num_rows:
+        raise ValueError(_NO_PEOPLE)
+    identity["inputs"] = {"sha256": storage.sha256(storage.to_parquet(table))}
+    if run:
+        journal.require_same(run_uri, older, identity)
+    counts = _cut(table.num_rows, config.shard_size)
+    num_bytes = None if table["size"].null_count else int(np.sum(table["size"].to_numpy()))
+    return Plan(identity, models, first_stage, [{}] * len(counts), counts, num_bytes, table)
+
+
+def _cut(num_inputs: int, shard_size: int) -> list[int]:
+    return [min(shard_size, num_inputs - start) for start in range(0, num_inputs, shard_size)]
+
+
+def store_plan(config: ScoreConfig, plan: Plan, run_uri: str) -> None:
+    """Writes the list of inputs and then what the run is of."""
+    run = {"identity": plan.identity, "num_inputs": plan.num_inputs, "num_bytes": plan.num_bytes, "files": []}
+    if plan.table is not None:
+        run["files"] = inputs.write_inputs(run_uri, plan.table, config.shard_size)
+    journal.write_run(run_uri, run)
+
+
+def _sample_shards(config: ScoreConfig, models: list[Checkpoint]) -> tuple[list[dict[str, Any]], list[int], dict[str, Any]]:
+    """One shard per file of the split, and one for the people whose picture could not be used when the samples were made."""
+    samples_uri = storage.resolve_uri(config.samples_uri)
+    manifest = samples.read_manifest(samples_uri)
+    for model in models:
+        for name in ("size", "framing"):
+            if manifest[name] != getattr(model, name):
+                raise ValueError(
+                    f"the checkpoint was trained on samples of {name} {getattr(model, name)}, {samples_uri} has {name} {manifest[name]}"
+                )
+    files = samples.list_split(samples_uri, config.split)
+    rows = {storage.join_uri(samples_uri, item["file"]): item["rows"] for item in manifest["files"]}
+    specs: list[dict[str, Any]] = [{"samples": uri, "images": manifest["images_uri"]} for uri in files]
+    counts = [rows[uri] for uri in files]
+    errors = storage.read_table(storage.join_uri(samples_uri, samples.ERRORS_FILE)).to_pylist()
+    failed = [row for row in errors if row["split"] == config.split]
+    if failed:
+        specs.append({"failed": failed, "images": manifest["images_uri"]})
+        counts.append(len(failed))
+    return specs, counts, {"samples_fingerprint": samples.fingerprint(manifest), "split": config.split}
+
+
+def require_cluster(config: ScoreConfig, first_stage: Checkpoint | None) -> None:
+    """Refuses a run whose actors and one reader the cluster cannot hold."""
+    hint = "change --num-actors, --cpus-per-actor or --use-gpu"
+    actors = f"scoring with {config.num_actors} actors"
+    units = config.num_actors * (2 if first_stage else 1)
+    gpus = int(config.use_gpu) / (2 if first_stage else 1)
+    cluster.require(actors, units=units, cpus=config.cpus_per_actor, gpus=gpus, hint=hint)
+    cluster.require(f"{actors} and a task that reads", units=units * config.cpus_per_actor + 1, cpus=1, hint=hint)
+
+
+def dry_run(config: ScoreConfig) -> str:
+    """What there is to do and what the cluster offers, for people; nothing is written."""
+    models, first_stage = load_checkpoints(config)
+    plan = plan_run(config, models, first_stage, None, "")
+    size = "unknown size" if plan.num_bytes is None else f"{plan.num_bytes / 2**30:.2f} GiB"
+    lines = [f"inputs: {plan.num_inputs} in {len(plan.counts)} shards of up to {max(plan.counts)}, {size}"]
+    for name, model in [*((f"{model.task} model", model) for model in models), *([("first stage", first_stage)] if first_stage else [])]:
+        lines.append(f"{name}: {model.framing} framing, {model.size} x {model.size} px, {model.uri}")
+    lines.append(f"cluster: {cluster.describe()}")
+    try:
+        require_cluster(config, first_stage)
+    except ValueError as error:
+        lines.append(f"does not fit: {error}")
+    else:
+        lines.append(f"fits: {config.num_actors} actors of {config.cpus_per_actor} CPUs{' and a GPU' if config.use_gpu else ''} each")
+    return "\n".join(lines)

@@ -1,0 +1,128 @@
+"""What the CPU tasks of a scoring run do: the inputs of a shard -> crops."""
+
+import dataclasses
+import json
+import pickle
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from posepipe import fetching, images, inputs, journal, samples, storage
+from posepipe.decoding import Decoded, View, shared_decoder
+
+# Of SAMPLE; samples of older versions have no activity.
+_CARRIED = ("sample_id", "image", "split", "framing", "width", "height", "activity")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardReader:
+    """A shard's inputs -> crops, of every size that a model wants.
+
+    Columns in: shard, and spec (JSON: a file of samples, or nothing for a shard of the stored inputs) or inputs (pickled, of FirstStage).
+    Columns out: shard, rows (pickled), pixels (the crops of the good rows, size after size), done (its JSON where the shard is done).
+
+    Attributes:
+        run_uri: the scoring run's folder.
+        done_uri: where its done records lie.
+        framing: of the models.
+        sizes: crop px, each once.
+        max_bytes: of an encoded picture.
+        max_pixels: of a decoded picture.
+    """
+
+    run_uri: str
+    done_uri: str
+    framing: str
+    sizes: tuple[int, ...]
+    max_bytes: int
+    max_pixels: int
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        shard = row["shard"]
+        # Ray repeats a task whose result it lost, also where an actor had committed it.
+        done = row.get("done") or json.dumps(journal.read_done(self.done_uri, shard))
+        if done != "null":
+            return {"shard": shard, "rows": b"", "pixels": b"", "done": done}
+        spec = json.loads(row["spec"]) if "spec" in row else {}
+        if spec.get("samples") or spec.get("failed"):
+            rows, crops = self._read_samples(spec)
+        else:
+            rows, crops = self._read_images(pickle.loads(row["inputs"]) if "inputs" in row else inputs.read_shard(self.run_uri, shard))
+        pixels = b"".join(crop.tobytes() for of_size in crops for crop in of_size)
+        return {"shard": shard, "rows": pickle.dumps(rows), "pixels": pixels, "done": ""}
+
+    def _read_images(self, wanted: list[dict[str, Any]]) -> tuple[dict[str, Any], list[list[NDArray[np.uint8]]]]:
+        known = [
+            {name: item[name] for name in ("sample_id", "uri", "person_from")}
+            | {"framing": self.framing, "status": item.get("status", "ok"), "detail": item.get("detail", "")}
+            | {name: item.get(name) for name in ("width", "height")}
+            for item in wanted
+        ]
+        if self.framing == "image":
+            for row in known:
+                row["person_from"] = None
+        else:
+            for row, item in zip(known, wanted, strict=True):
+                if row["status"] == "ok" and item["scale"] is None:
+                    row |= {"status": "no_person", "detail": "the manifest gives no person for this row"}
+        places = [place for place, row in enumerate(known) if row["status"] == "ok"]
+        asked = [wanted[place] for place in places]
+        crops: list[list[NDArray[np.uint8]]] = [[] for _ in self.sizes]
+        affines = []
+        for place, found in zip(places, self._decode(asked), strict=True):
+            known[place] |= {name: getattr(found, name) for name in ("status", "detail", "width", "height")}
+            for of_size, crop in zip(crops, found.crops, strict=False):
+                of_size.append(crop)
+            if found.crops:
+                affines.append(found.crop_to_image)
+        affines_by_size = np.reshape(affines, (-1, len(self.sizes), 2, 3)).swapaxes(0, 1)
+        return {"known": known, "crop_to_image": affines_by_size, "labels": None, "inputs": wanted}, crops
+
+    def _decode(self, wanted: Sequence[dict[str, Any]]) -> list[Decoded]:
+        """One per input, in order."""
+        found: list[Decoded | None] = []
+        requests = []
+        with_data = fetching.read_ahead([item["uri"] for item in wanted], self.max_bytes, [item["size"] for item in wanted])
+        decoder = shared_decoder()
+
+        def readable() -> Iterator[tuple[bytes, list[View], int]]:
+            for item, (_, data) in zip(wanted, with_data, strict=True):
+                if isinstance(data, OSError):
+                    error = images.storage_error(data)
+                    found.append(Decoded(error.status, error.detail))
+                    continue
+                center = None if self.framing == "image" else (item["center_x"], item["center_y"])
+                scale = None if self.framing == "image" else item["scale"]
+                requests.append(len(found))
+                found.append(None)
+                yield data, [View(size, center, scale) for size in self.sizes], self.max_pixels
+
+        for number, decoded in enumerate(decoder.decode_all(readable())):
+            found[requests[number]] = decoded
+        return [each for each in found if each is not None]
+
+    def _read_samples(self, spec: dict[str, Any]) -> tuple[dict[str, Any], list[list[NDArray[np.uint8]]]]:
+        if "failed" in spec:
+            names = ("split", "status", "detail")
+            known = [
+                {
+                    **{name: row[name] for name in names},
+                    "sample_id": f"{row['image']}#{row['person_index']}",
+                    "uri": storage.join_uri(spec["images"], row["image"]),
+                    "framing": self.framing,
+                }
+                for row in spec["failed"]
+            ]
+            return {"known": known, "crop_to_image": np.empty((1, 0, 2, 3)), "labels": None}, [[]]
+        table = storage.read_table(spec["samples"])
+        labels: dict[str, Any] = {**samples.label_arrays(table), "is_visible": table["is_visible"].to_pylist()}
+        known = [
+            {**row, "uri": storage.join_uri(spec["images"], row.pop("image")), "status": "ok", "detail": ""}
+            for row in table.select([name for name in _CARRIED if name in table.column_names]).to_pylist()
+        ]
+        for row in known:
+            row["person_from"] = "label" if row["framing"] == "person" else None
+        crops = [images.decode_jpeg(crop) for crop in table["crop"].to_pylist()]
+        return {"known": known, "crop_to_image": labels["crop_to_image"][None], "labels": labels}, [crops]

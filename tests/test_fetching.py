@@ -1,0 +1,276 @@
+"""fetching.py: every URI one entry, in order; whole bytes or the storage's answer; no further ahead than one chunk."""
+
+import errno
+import os
+import threading
+import uuid
+
+import boto3
+import pytest
+
+from posepipe import fetching, retrying, storage
+from posepipe.fetching import fetch, read_ahead
+from posepipe.retrying import StorageUnavailableError, TruncatedBodyError
+from posepipe.storage import join_uri, write_bytes
+
+BUCKET = "fetching-test"
+LIMIT = 1000
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_endpoint):
+    boto3.client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket=BUCKET)
+    return f"s3://{BUCKET}"
+
+
+@pytest.fixture(params=["path", "file", "memory", "s3"])
+def folder(request, tmp_path):
+    """An empty folder by its URI."""
+    if request.param == "s3":
+        return f"{request.getfixturevalue('bucket')}/{uuid.uuid4().hex}"
+    return {"path": str(tmp_path), "file": f"file://{tmp_path}", "memory": f"memory://{uuid.uuid4().hex}"}[request.param]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Faults are tried again without a pause to speak of."""
+    monkeypatch.setattr(retrying, "_pauses", lambda: iter(lambda: 1e-4, None))
+
+
+# Reading many
+
+
+def test_the_order_is_kept_and_a_failed_read_stands_in_its_place(folder):
+    for name in ("a", "b"):
+        write_bytes(join_uri(folder, name), name.encode())
+    found = fetch([join_uri(folder, name) for name in ("b", "gone", "a", "b", "gone as well")], LIMIT)
+    assert [found[index] for index in (0, 2, 3)] == [b"b", b"a", b"b"]
+    assert [type(found[index]) for index in (1, 4)] == [FileNotFoundError] * 2
+
+
+def test_reading_none_is_none():
+    assert fetch([], LIMIT) == []
+    assert list(read_ahead([], LIMIT)) == []
+
+
+def test_a_folder_in_the_list_is_an_error_in_its_place(tmp_path):
+    (tmp_path / "folder").mkdir()
+    write_bytes(str(tmp_path / "a"), b"a")
+    error, data = fetch([str(tmp_path / "folder"), str(tmp_path / "a")], 2**20)
+    assert isinstance(error, IsADirectoryError)
+    assert data == b"a"
+
+
+def test_an_empty_object_is_no_bytes_and_no_error(folder):
+    write_bytes(join_uri(folder, "empty"), b"")
+    assert fetch([join_uri(folder, "empty")], LIMIT) == [b""]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_a_permission_error(tmp_path, quick):
+    write_bytes(str(tmp_path / "a"), b"a")
+    (tmp_path / "a").chmod(0)
+    assert [type(found) for found in fetch([str(tmp_path / "a")], LIMIT)] == [PermissionError]
+
+
+def test_an_unknown_scheme_is_a_value_error():
+    with pytest.raises(ValueError, match="cannot open 'nosuch://bucket/key'"):
+        fetch(["nosuch://bucket/key"], LIMIT)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["photo[1].jpg", "a*b?.jpg", "with space.jpg", "p%20q.jpg", "a#1.jpg", "plus+.jpg", "über.jpg", "a&b=c.jpg", "{a,b}.jpg", "~a.jpg"],
+)
+def test_any_name_is_only_a_name(folder, name):
+    for each in (name, "photo1.jpg", "ab.jpg", "a.jpg", "p q.jpg"):
+        write_bytes(join_uri(folder, each), each.encode())
+    assert fetch([join_uri(folder, name), join_uri(folder, "photo1.jpg")], LIMIT) == [name.encode(), b"photo1.jpg"]
+    [listed] = [uri for uri in storage.list_files(folder) if uri.endswith(f"/{name}")]
+    assert fetch([listed], LIMIT) == [name.encode()]
+
+
+def test_s3a_is_s3(bucket):
+    write_bytes(f"{bucket}/s3a", b"data")
+    assert fetch([f"s3a://{BUCKET}/s3a"], LIMIT) == [b"data"]
+
+
+# The limit of bytes
+
+
+def test_an_object_over_the_limit_is_too_large_and_one_at_the_limit_is_not(folder):
+    for size in (LIMIT, LIMIT + 1):
+        write_bytes(join_uri(folder, str(size)), b"x" * size)
+    at_limit, over = fetch([join_uri(folder, str(size)) for size in (LIMIT, LIMIT + 1)], LIMIT)
+    assert at_limit == b"x" * LIMIT
+    assert isinstance(over, OSError)
+    assert (over.errno, over.strerror) == (errno.EFBIG, "1001 bytes, the limit is 1000")
+
+
+def test_a_file_over_the_limit_is_not_read(tmp_path, monkeypatch):
+    (tmp_path / "large").write_bytes(b"x" * (LIMIT + 1))
+    filesystem, _ = storage.open_filesystem(str(tmp_path))
+    monkeypatch.setattr(type(filesystem), "cat_file", lambda *_: pytest.fail("was read"))
+    assert fetch([str(tmp_path / "large")], LIMIT)[0].errno == errno.EFBIG
+
+
+class Body:
+    """What S3 sends: `size` is announced, `data` comes."""
+
+    def __init__(self, data):
+        self.data, self.is_read, self.is_closed = data, False, False
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        self.is_closed = True
+
+    async def read(self):
+        self.is_read = True
+        return self.data
+
+
+def answers_of_s3(monkeypatch, *answers):
+    """Lets S3 answer GETs so, one after the other: (announced bytes, data); returns the bodies."""
+    filesystem, _ = storage.open_filesystem("s3://bucket")
+    bodies = [Body(data) for _, data in answers]
+    left = iter(zip(answers, bodies, strict=True))
+
+    async def call_s3(method, **asked):
+        assert method == "get_object"
+        (size, _), body = next(left)
+        return {"Body": body, "ContentLength": size}
+
+    monkeypatch.setattr(filesystem, "_call_s3", call_s3)
+    return bodies
+
+
+def test_an_s3_object_over_the_limit_is_not_read(s3_endpoint, monkeypatch):
+    [body] = answers_of_s3(monkeypatch, (LIMIT + 1, b"x" * (LIMIT + 1)))
+    [error] = fetch(["s3://bucket/large"], LIMIT)
+    assert (error.errno, body.is_read, body.is_closed) == (errno.EFBIG, False, True)
+
+
+# Faults
+
+
+def test_a_body_that_ends_early_is_read_again_and_never_returned(s3_endpoint, monkeypatch, quick):
+    bodies = answers_of_s3(monkeypatch, (5, b"pic"), (5, b""), (5, b"picture"), (5, b"whole"))
+    assert fetch(["s3://bucket/key"], LIMIT) == [b"whole"]
+    assert all(body.is_read and body.is_closed for body in bodies)
+
+
+def test_a_body_that_always_ends_early_is_no_entry(s3_endpoint, monkeypatch, quick):
+    monkeypatch.setattr(retrying, "PATIENCE", 0.0)
+    answers_of_s3(monkeypatch, *[(5, b"pic")] * 100)
+    with pytest.raises(StorageUnavailableError, match=r"last with TruncatedBodyError: .*3 of 5 bytes of bucket/key came"):
+        fetch(["s3://bucket/key"], LIMIT)
+
+
+@pytest.mark.parametrize("kind", ["path", "memory"])
+def test_a_fault_of_one_read_does_not_touch_the_others(kind, tmp_path, monkeypatch, quick):
+    folder = str(tmp_path) if kind == "path" else f"memory://{uuid.uuid4().hex}"
+    uris = [join_uri(folder, name) for name in "abc"]
+    for uri in uris:
+        write_bytes(uri, uri.encode())
+    filesystem, _ = storage.open_filesystem(folder)
+    cat_file, faults = filesystem.cat_file, iter([TruncatedBodyError(errno.EIO, "short"), TimeoutError(), ConnectionResetError()])
+
+    def cat(path, **options):
+        if path.endswith("b") and (fault := next(faults, None)):
+            raise fault
+        return cat_file(path, **options)
+
+    monkeypatch.setattr(filesystem, "cat_file", cat)
+    assert fetch(uris, LIMIT) == [uri.encode() for uri in uris]
+    assert next(faults, None) is None
+
+
+# Ahead
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 10])
+def test_reading_ahead_keeps_the_order_across_chunks(folder, count, monkeypatch):
+    monkeypatch.setattr(fetching, "AT_ONCE", 3)
+    uris = [join_uri(folder, f"{index:02d}") for index in range(count)]
+    for uri in uris[::2]:
+        write_bytes(uri, uri.encode())
+    found = list(read_ahead(uris, LIMIT))
+    assert [uri for uri, _ in found] == uris
+    for index, (uri, data) in enumerate(found):
+        assert isinstance(data, FileNotFoundError) if index % 2 else data == uri.encode()
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The chunks that are fetched."""
+    chunks = []
+    monkeypatch.setattr(fetching, "fetch", lambda uris, _: chunks.append("".join(uris)) or [b""] * len(uris))
+    return chunks
+
+
+def test_the_next_chunk_is_read_and_no_more(monkeypatch, asked):
+    monkeypatch.setattr(fetching, "AT_ONCE", 2)
+    rows = read_ahead("abcdef", LIMIT)
+    next(rows)
+    rows.close()  # waits for the reads under way
+    assert asked == ["ab", "cd"]
+
+
+def test_the_next_chunk_is_read_while_the_caller_has_this_one(monkeypatch):
+    monkeypatch.setattr(fetching, "AT_ONCE", 1)
+    is_second_asked = threading.Event()
+
+    def fetch_one(uris, _):
+        if uris == ["b"]:
+            is_second_asked.set()
+        return [b""]
+
+    monkeypatch.setattr(fetching, "fetch", fetch_one)
+    rows = read_ahead(["a", "b"], LIMIT)
+    next(rows)
+    assert is_second_asked.wait(30)
+    rows.close()
+
+
+def test_a_chunk_closes_before_it_takes_too_many_bytes(monkeypatch, asked):
+    monkeypatch.setattr(fetching, "BYTES_AT_ONCE", 100)
+    # 60 + 40 fit; 1 more does not; what is over the limit (500 > 200) is not read and takes nothing; 150 goes alone.
+    list(read_ahead("abcdefg", 200, [60, 40, 1, 500, 99, 150, 10]))
+    assert asked == ["ab", "cde", "f", "g"]
+
+
+def test_objects_of_unknown_size_count_as_the_usual(monkeypatch, asked):
+    monkeypatch.setattr(fetching, "BYTES_AT_ONCE", 3 * fetching.USUAL_BYTES)
+    list(read_ahead("abcde", LIMIT))
+    list(read_ahead("abcde", 2**30, [None, 2 * 2**20, None, None, None]))
+    assert asked == ["abc", "de", "ab", "cde"]
+
+
+def test_a_chunk_closes_where_the_scheme_changes(tmp_path):
+    memory = f"memory://{uuid.uuid4().hex}"
+    uris = [str(tmp_path / "a"), join_uri(memory, "b"), join_uri(memory, "c"), f"file://{tmp_path}/d", str(tmp_path / "e")]
+    for uri in uris:
+        write_bytes(uri, uri.encode())
+    assert list(read_ahead(uris, LIMIT)) == [(uri, uri.encode()) for uri in uris]
+
+
+def test_a_fault_that_does_not_pass_ends_the_reading(monkeypatch):
+    monkeypatch.setattr(fetching, "AT_ONCE", 1)
+
+    def fail_at_b(uris, _):
+        if uris == ["b"]:
+            raise StorageUnavailableError("gone")
+        return [b""] * len(uris)
+
+    monkeypatch.setattr(fetching, "fetch", fail_at_b)
+    rows = read_ahead("abc", LIMIT)
+    assert next(rows) == ("a", b"")
+    with pytest.raises(StorageUnavailableError, match="gone"):
+        next(rows)
+
+
+def test_sizes_are_one_per_uri():
+    with pytest.raises(ValueError, match="zip"):
+        list(read_ahead(["a", "b"], LIMIT, [1]))
