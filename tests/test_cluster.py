@@ -41,3 +41,14 @@ def test_nodes_that_ray_up_may_still_start_count(ray_session: None, tmp_path: Pa
         cluster.require("a job", units=5, cpus=1, gpus=1, hint="")
     with pytest.raises(ValueError, match="the cluster has 160 CPUs and 4 GPUs, but its nodes fit only 0 of 1; hint"):
         cluster.require("a job", units=1, cpus=16, gpus=1, hint="hint")
+
+
+def test_cpus_of_all_nodes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_nodes", lambda: [(1, {"CPU": 2.0}), (3, {"CPU": 4.0, "GPU": 1.0}), (2, {"GPU": 1.0})])
+    assert cluster.num_cpus() == 14
+
+
+def test_people_read_what_the_nodes_offer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_nodes", lambda: [(1, {"CPU": 2.0}), (3, {"CPU": 4.0, "GPU": 0.5}), (0, {"CPU": 64.0})])
+    monkeypatch.setattr(cluster, "smallest_object_store", lambda: 2.25 * 2**30)
+    assert cluster.describe() == "4 nodes with 14 CPUs and 1.5 GPUs, the smallest object store 2.2 GiB"
