@@ -46,11 +46,12 @@ def build(config: ReportConfig) -> dict[str, Any]:
     trained = runs.read_runs(config.runs_uri)
     results = [evaluate(source) for source in opened]
     tables = _tables(results)
-    drawn = {result.source.name: cases.choose_cases(result, config.num_cases, config.min_confidence) for result in results[:MAX_DRAWN_RUNS]}
+    models = [result for result in results if result.source.name != sources.MEAN_POSE]
+    drawn = {result.source.name: cases.choose_cases(result, config.num_cases, config.min_confidence) for result in models[:MAX_DRAWN_RUNS]}
     comparisons = [
         found
-        for other in results[1 : 1 + MAX_COMPARISONS]
-        if (found := comparing.compare(results[0], other, config.num_cases, config.min_confidence))
+        for other in models[1 : 1 + MAX_COMPARISONS]
+        if (found := comparing.compare(models[0], other, config.num_cases, config.min_confidence))
     ]
     for number, comparison in enumerate(comparisons, 1):
         tables[f"comparison_{number}"] = comparison.table
