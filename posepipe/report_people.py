@@ -132,7 +132,7 @@ def training(material: Material) -> str:
             f"{config['task']}, {config['model']} with a {config['regression_head']} head, {count(config['epochs'], 'epoch')}, batches of "
             f"{config['batch_size']}, learning rate {config['learning_rate']:g} ({config['schedule']}); "
             f"{number(result['samples']['rows']['train'])} train and {number(result['samples']['rows']['val'])} validation people, "
-            f"{result['samples']['framing']} framing, {result['samples']['size']} px. The best epoch is the {result['best_epoch']}."
+            f"{result['samples']['framing']} framing, {result['samples']['size']} px. Epoch {result['best_epoch']} is the best."
         )
         caption = (
             "Dashed: the train people; solid: validation. Where the first still falls and the second rises, the model learns by heart."

@@ -325,6 +325,20 @@ def test_a_new_report_takes_the_place_of_the_old_one_and_of_nothing_else(tmp_pat
     assert "plots/comparison_1.png" not in listed
 
 
+def test_predictions_and_their_report_may_lie_in_a_bucket(s3_endpoint, pictures):
+    filesystem, _ = storage.open_filesystem("s3://reports")
+    filesystem.mkdir("reports")
+    for seed, name in enumerate(("one", "two")):
+        write_run(f"s3://reports/{name}", pictures, seed=seed)
+    config = ReportConfig(report_uri="s3://reports/report", predictions_uri=("s3://reports/one", "s3://reports/two"))
+    for _ in range(2):  # the second one takes the place of the first
+        outcome = report.build(config)
+    assert outcome["page_uri"] == "s3://reports/report/index.html"
+    listed = storage.read_json("s3://reports/report/_MANIFEST.json")["files"]
+    assert {f"s3://reports/report/{name}" for name in listed} < set(storage.list_files("s3://reports/report"))
+    assert b"Person by person" in storage.read_bytes(outcome["page_uri"])
+
+
 # Training runs
 
 
@@ -362,7 +376,7 @@ def test_a_training_run_has_its_curves_and_its_films(tmp_path, task):
     assert {path.stem for path in (tmp_path / "report" / "plots").glob("*.png")} == {f"loss_{task}", f"score_{task}"}
     for expected in (
         "1 training run",
-        "The best epoch is the 3",
+        "Epoch 3 is the best",
         "Validation: 7 people",
         "Train: 9 people",
         "a.jpg#0",
