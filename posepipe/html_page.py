@@ -40,6 +40,7 @@ figure { margin: 0; }
 .plot img { display: block; width: 100%; height: auto; max-width: 620px; margin: 0 auto; }
 .plot figcaption { color: #5b6570; padding: .4rem .3rem .1rem; }
 .cases { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(46%, 172px), 1fr)); gap: .8rem; }
+.cases.pairs { grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
 .case { background: var(--card); border: 1px solid var(--line); border-radius: 8px; overflow: hidden; font-size: .8rem; }
 .case img, .case .blank { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: #000; }
 .case .blank { display: grid; place-items: center; padding: 1rem; color: #ccc; background: #333; text-align: center; }
@@ -154,8 +155,8 @@ def case(pictures: Sequence[tuple[bytes | None, str]], bold: str, lines: Sequenc
     return f'<figure class="case">{body}<figcaption><b>{escape(bold)}</b>{text}{f"<br>{name}" if name else ""}</figcaption></figure>\n'
 
 
-def cases(parts: Sequence[str]) -> str:
-    return f'<div class="cases">{"".join(parts)}</div>'
+def cases(parts: Sequence[str], *, are_pairs: bool = False) -> str:
+    return f'<div class="cases{" pairs" * are_pairs}">{"".join(parts)}</div>'
 
 
 def film(frames: Sequence[tuple[bytes, str]]) -> str:

@@ -84,7 +84,8 @@ def _comparison(comparison: Comparison, plot: bytes) -> str:
     num_shared = comparison.errors.shape[1]
     said = [
         f"{count(num_shared, 'labelled person', 'labelled people')} in both: {number(comparison.num_better)} are better with {second}, "
-        f"{number(comparison.num_worse)} worse, {number(num_shared - comparison.num_better - comparison.num_worse)} the same."
+        f"{number(comparison.num_worse)} worse, {number(num_shared - comparison.num_better - comparison.num_worse)} the same. "
+        f"Their mean person error goes from {comparison.errors[0].mean():.3f} to {comparison.errors[1].mean():.3f}."
     ]
     if comparison.change is not None:
         value, low, high = comparison.change
@@ -107,7 +108,7 @@ def _comparison(comparison: Comparison, plot: bytes) -> str:
             rows = [[_change(one, other)[0], *_change(one, other)[1:]] for one, other in pairs]
             body += html_page.paragraph(f"{title} (left: {first}, right: {second})", "soft")
             if any(case.picture for pair in pairs for case in pair):
-                body += html_page.cases([_pair(one, other) for one, other in pairs])
+                body += html_page.cases([_pair(one, other) for one, other in pairs], are_pairs=True)
             body += html_page.details("The rows", html_page.table(["person", "before", "after", "row before", "row after"], rows))
     return body
 
