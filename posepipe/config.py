@@ -194,7 +194,7 @@ class ScoreConfig:
     cpus_per_actor: int = 1
     """CPUs (and torch threads) of each replica."""
     use_gpu: bool = False
-    """One GPU per replica; with a first stage its replicas have one half and those of the others the other."""
+    """One GPU per replica. With a first stage its replicas and the others share CPUs and GPUs half and half."""
     max_bytes: int = 128 * 2**20
     """Larger files are not read."""
     max_pixels: int = 89_478_485

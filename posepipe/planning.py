@@ -1,5 +1,6 @@
 """What a scoring run has to do, before it starts: models that go together, inputs cut into shards, a cluster that holds it."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from posepipe.config import ScoreConfig
 from posepipe.models import read_model_config
 from posepipe.predicting import Checkpoint
 
+# Reading waits for the storage half of the time, and where the model is quick all cores should decode. It is not what an actor takes, nor
+# half of it: Ray would fuse the two and read no shard beside the actor.
+READER_CPUS = 0.4
 _NO_PEOPLE = (
     "the checkpoint was trained on person framing, which needs to know where the person is: give --first-stage-uri, "
     "a manifest with center_x, center_y and scale or a box per row, or a checkpoint that was trained on image framing"
@@ -147,14 +151,18 @@ def _sample_shards(config: ScoreConfig, models: list[Checkpoint]) -> tuple[list[
     return specs, counts, {"samples_fingerprint": samples.fingerprint(manifest), "split": config.split}
 
 
+def actor_share(config: ScoreConfig, first_stage: Checkpoint | None) -> tuple[float, float]:
+    """CPUs and GPUs that Ray counts for an actor: the two stages take turns, so they share what one of them would have."""
+    stages = 2 if first_stage else 1
+    return config.cpus_per_actor / stages, int(config.use_gpu) / stages
+
+
 def require_cluster(config: ScoreConfig, first_stage: Checkpoint | None) -> None:
-    """Refuses a run whose actors and one reader the cluster cannot hold."""
-    hint = "change --num-actors, --cpus-per-actor or --use-gpu"
-    actors = f"scoring with {config.num_actors} actors"
-    units = config.num_actors * (2 if first_stage else 1)
-    gpus = int(config.use_gpu) / (2 if first_stage else 1)
-    cluster.require(actors, units=units, cpus=config.cpus_per_actor, gpus=gpus, hint=hint)
-    cluster.require(f"{actors} and a task that reads", units=units * config.cpus_per_actor + 1, cpus=1, hint=hint)
+    """Refuses a run whose actors and one task that reads the cluster cannot hold."""
+    actors = cluster.Need("actors", config.num_actors, *actor_share(config, first_stage))
+    needs = [actors, *([dataclasses.replace(actors, name="first-stage actors")] if first_stage else [])]
+    needs.append(cluster.Need("reading", 1, READER_CPUS))
+    cluster.require(f"scoring with {config.num_actors} actors", needs, hint="change --num-actors, --cpus-per-actor or --use-gpu")
 
 
 def dry_run(config: ScoreConfig) -> str:

@@ -31,9 +31,10 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         The manifest.
 
     Raises:
-        ValueError: no annotations, samples of other settings in the same place, or nothing that could be used.
+        ValueError: no annotations, samples of other settings in the same place, no CPU, or nothing that could be used.
     """
     mpii_uri, samples_uri = storage.resolve_uri(config.mpii_uri), storage.resolve_uri(config.samples_uri)
+    cluster.require("preparing samples", [cluster.Need("task", 1, 1)], hint="start Ray with CPUs, or a node that has some")
     annotations = mpii.read_annotation_file(mpii_uri)
     settings = _settings(config, storage.sha256(annotations))
     persons = _persons(annotations, mpii_uri, samples_uri, settings["annotations_sha256"])

@@ -22,9 +22,6 @@ from posepipe.reading import ShardReader
 from posepipe.retrying import StorageUnavailableError
 
 OVERLAYS_FILE = "overlays.jpg"
-# Reading waits for the storage half of the time, and where the model is quick all cores should decode. It is not what an actor takes: Ray
-# would fuse the two and read no shard beside the actor.
-READER_CPUS = 0.5
 SHARDS_IN_FLIGHT_PER_ACTOR = 2
 
 
@@ -122,22 +119,23 @@ def _storage_fault(error: BaseException | None, run_uri: str) -> StorageUnavaila
 def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: str, todo: list[int]) -> ray.data.Dataset:
     work = [{"shard": shard, "spec": json.dumps(plan.specs[shard])} for shard in todo]
     dataset = ray.data.from_items(work, override_num_blocks=len(work))
-    num_readers = max(1, int(cluster.num_cpus() / READER_CPUS))
+    num_readers = max(1, int(cluster.num_cpus() / planning.READER_CPUS))
     num_shards = num_readers + 2 * SHARDS_IN_FLIGHT_PER_ACTOR * config.num_actors
     # Decoding runs ahead of a slow model as far as this, however much memory there is: it would be lost with the driver.
     crops = max(plan.counts) * 3 * max(sum(size**2 for size in plan.sizes), plan.first_stage.size**2 if plan.first_stage else 0)
     dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=max(2**27, num_shards * crops))
     reader = ShardReader(run_uri, done_uri, plan.models[0].framing, plan.sizes, config.max_bytes, config.max_pixels)
     shared = {"batch_size": config.batch_size, "num_threads": config.cpus_per_actor, "use_gpu": config.use_gpu}
+    cpus, gpus = planning.actor_share(config, plan.first_stage)
     actors: dict[str, Any] = {
         "compute": ActorPoolStrategy(size=config.num_actors, max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT_PER_ACTOR),
-        "num_cpus": config.cpus_per_actor,
-        "num_gpus": int(config.use_gpu) / (2 if plan.first_stage else 1),
+        "num_cpus": cpus,
+        "num_gpus": gpus,
     }
     if plan.first_stage:
         first_reader = dataclasses.replace(reader, framing="image", sizes=(plan.first_stage.size,))
         arguments = {"checkpoint": plan.first_stage, **shared}
-        dataset = dataset.map(first_reader, num_cpus=READER_CPUS).map(FirstStage, fn_constructor_kwargs=arguments, **actors)
+        dataset = dataset.map(first_reader, num_cpus=planning.READER_CPUS).map(FirstStage, fn_constructor_kwargs=arguments, **actors)
     arguments = {
         "checkpoints": plan.models,
         "sizes": plan.sizes,
@@ -146,4 +144,4 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
         "run_id": config.run_id,
         **shared,
     }
-    return dataset.map(reader, num_cpus=READER_CPUS).map(Predictor, fn_constructor_kwargs=arguments, **actors)
+    return dataset.map(reader, num_cpus=planning.READER_CPUS).map(Predictor, fn_constructor_kwargs=arguments, **actors)

@@ -61,17 +61,10 @@ class TrainingData:
 
 
 def load_data(config: TrainConfig) -> TrainingData:
-    """Decodes both splits; ValueError where one is empty, has no label for the task, or does not fit into the object store."""
+    """Decodes both splits; ValueError where one is empty or has no label for the task."""
     task = TASKS[config.task]
     samples_uri = storage.resolve_uri(config.samples_uri)
     manifest = samples.read_manifest(samples_uri)
-    needed = (manifest["rows"]["train"] + manifest["rows"]["val"]) * 3 * manifest["size"] ** 2
-    store = cluster.smallest_object_store()
-    if needed > 0.8 * store:
-        raise ValueError(
-            f"the decoded samples take {needed / 2**30:.1f} GiB, the object store of a node holds {store / 2**30:.1f} GiB "
-            "and must keep a fifth free; use smaller crops, or start Ray with a larger --object-store-memory"
-        )
     datasets = [load_pixels(samples_uri, split).materialize() for split in ("train", "val")]
     train_labels, val_labels = (_collect_labels(dataset) for dataset in datasets)
     truth = task.truth(train_labels) / manifest["size"]
@@ -169,9 +162,12 @@ def resolve_uris(config: TrainConfig) -> TrainConfig:
 
 
 def require_workers(what: str, config: TrainConfig) -> None:
-    """Refuses a run whose workers the cluster cannot hold."""
-    hint = "change --num-workers, --cpus-per-worker or --use-gpu"
-    cluster.require(what, units=config.num_workers, cpus=config.cpus_per_worker, gpus=int(config.use_gpu), hint=hint)
+    """Refuses a run whose workers, or the decoded samples that they hold, the cluster has no room for."""
+    manifest = samples.read_manifest(storage.resolve_uri(config.samples_uri))
+    pixels = (manifest["rows"]["train"] + manifest["rows"]["val"]) * 3 * manifest["size"] ** 2
+    # The samples are decoded before workers start, and drivers and controllers take no CPU.
+    workers = cluster.Need("workers", config.num_workers, config.cpus_per_worker, int(config.use_gpu), cache=pixels)
+    cluster.require(what, [workers], hint="change --num-workers, --cpus-per-worker or --use-gpu")
 
 
 def build_initial_model(config: TrainConfig, data: TrainingData) -> PoseModel:

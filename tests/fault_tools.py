@@ -79,7 +79,7 @@ class ScoreProcess:
         """The exit status."""
         return self._process.wait(timeout)
 
-    def succeed(self, timeout: float = 900) -> None:
+    def succeed(self, timeout: float = 1800) -> None:
         status = self.wait(timeout)
         assert status == 0, f"exit status {status}:\n{self.output[-4000:]}"
 

@@ -269,8 +269,9 @@ def test_pictures_after_samples_are_another_run(checkpoints, sample_files, pictu
 @pytest.fixture
 def nodes(monkeypatch):
     """A cluster of two nodes of four CPUs, one with a GPU."""
-    monkeypatch.setattr(cluster, "_nodes", lambda: [(1, {"CPU": 4.0}), (1, {"CPU": 4.0, "GPU": 1.0})])
-    monkeypatch.setattr(cluster, "smallest_object_store", lambda: 3 * 2**29)
+    groups = [cluster._Group(1, {"CPU": 4.0}), cluster._Group(1, {"CPU": 4.0, "GPU": 1.0})]
+    monkeypatch.setattr(cluster, "_nodes", lambda: (groups, 0.0))
+    monkeypatch.setattr(cluster, "smallest_object_store", lambda *_: 3 * 2**29)
 
 
 @pytest.mark.parametrize(
@@ -284,8 +285,8 @@ def nodes(monkeypatch):
         ({"use_gpu": True}, False, True),
         ({"use_gpu": True}, True, True),  # half a GPU each
         ({"use_gpu": True, "num_actors": 2}, False, False),
-        ({"num_actors": 4}, True, False),
-        ({"num_actors": 3}, True, True),
+        ({"num_actors": 7}, True, True),  # half a CPU each
+        ({"num_actors": 8}, True, False),
     ],
 )
 def test_a_cluster_holds_the_actors_and_a_task_that_reads(nodes, values, has_first_stage, fits):
@@ -314,7 +315,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_what_the_cluster_offers(checkpoi
     ]
     assert not (tmp_path / "out").exists()
     said = dry_run(config(checkpoints["image pose"], **(values | {"first_stage_uri": ""}), num_actors=9, dry_run=True)).splitlines()
-    assert said[-1].startswith("does not fit: scoring with 9 actors needs 9 CPUs")
+    assert said[-1].startswith("does not fit: scoring with 9 actors needs 9.4 CPUs")
 
 
 def test_a_dry_run_of_a_manifest_knows_no_size(checkpoints, tmp_path, nodes):
