@@ -140,15 +140,16 @@ def main() -> None:
         for run, uri in enumerate(uris):
             write_predictions(uri, (draw_rows(part, 0.3 + 0.05 * run, pictures, run) for part in numbers))
         before = _peak_mib()
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         outcome = report.build(ReportConfig(report_uri=f"{folder}/report", predictions_uri=tuple(uris)))
-        seconds = time.perf_counter() - started
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     print(
         json.dumps(
             {
                 "command": ["python", "-m", "benchmarks.report", *sys.argv[1:]],
                 **dataclasses.asdict(config),
                 "seconds": round(seconds, 1),
+                "cpu_seconds": round(cpu_seconds, 1),
                 "page_mib": round(outcome["page_bytes"] / 2**20, 2),
                 "peak_rss_mib": round(_peak_mib()),
                 "peak_rss_before_mib": round(before),
