@@ -1,13 +1,16 @@
 """sources.py, truths.py and arrays.py: predictions of every origin end beside the right labels, or are refused with the reason."""
 
+import io
+
 import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 from scipy.io import savemat
 
 from benchmarks.report import draw_rows, write_predictions
-from posepipe import arrays, people, predictions, results, sources, truths
+from posepipe import arrays, people, predictions, results, samples, sources, storage, truths
 from posepipe.columns import list_array
 from posepipe.sources import open_sources
 from posepipe.truths import NOT_PREDICTED, read_truth
@@ -77,6 +80,56 @@ def test_labels_in_the_layout_of_hrnet_are_the_same_labels(labels, truth_uri, tm
         headboxes_src=labels["headboxes"].transpose(1, 2, 0),
     )
     assert read_truth(uri, "val", 1, "").labels.equals(read_truth(truth_uri, "val", 1, "").labels)
+
+
+def write_samples(folder, framing):
+    """Two train samples and one of validation, on a 200 x 100 picture, with the head box (10, 20, 40, 60) and two joints."""
+    sink = io.BytesIO()
+    Image.new("RGB", (200, 100)).save(sink, "JPEG")
+    joints = np.full((16, 2), np.nan)
+    joints[[8, 9]] = (25, 60), (25, 20)
+    person = {
+        "joints": joints.ravel(),
+        "is_annotated": np.isfinite(joints).all(axis=1),
+        "is_visible": [None] * 9 + [True] + [None] * 6,
+        "head_box": [10.0, 20, 40, 60],
+        "center": [60.0, 50.0],
+        "scale": 0.4,
+        "activity": "sports",
+    }
+    files = []
+    for split, numbers in (("train", [0, 1]), ("val", [2])):
+        rows = [
+            samples.build_sample(sink.getvalue(), {**person, "image": f"{n}.jpg", "person_index": n, "split": split}, framing, 64)
+            for n in numbers
+        ]
+        storage.write_table(str(folder / split / "part-00000.parquet"), pa.Table.from_pylist(rows, samples.SAMPLE))
+        files.append({"file": f"{split}/part-00000.parquet", "split": split, "rows": len(rows)})
+    rows = {"train": 2, "val": 1, "test": 0}
+    storage.write_json(str(folder / storage.MANIFEST), {"files": files, "rows": rows, "images_uri": "s3://mpii/images"})
+    return joints
+
+
+@pytest.mark.parametrize("framing", ["image", "person"])
+def test_samples_are_a_truth_in_px_of_their_pictures(tmp_path, framing):
+    joints = write_samples(tmp_path / "samples", framing)
+    truth = read_truth(str(tmp_path / "samples"), "train", None, "")
+    assert truth.labels["sample_id"].to_pylist() == ["0.jpg#0", "1.jpg#1"]
+    assert truth.labels["uri"][1].as_py() == "s3://mpii/images/1.jpg"
+    np.testing.assert_allclose(list_array(truth.labels["true_joints"], 16, 2), [joints] * 2, atol=1e-3)
+    np.testing.assert_allclose(list_array(truth.labels["true_head_box"], 4), [[10, 20, 40, 60]] * 2, atol=1e-3)
+    uri = write_array(tmp_path / "preds.npz", preds=np.array([joints + np.array([3, 4])] * 2))
+    part = only_people(open_sources([uri], truth, 0)[0])
+    np.testing.assert_allclose(part.joint_error[:, [8, 9]], 5 / 30, atol=1e-4)
+    assert part.is_visible[0, 9] == 1
+    assert part.activity.tolist() == ["sports"] * 2
+    assert part.picture_size.tolist() == [[200, 100]] * 2
+    with pytest.raises(ValueError, match="has no test samples; rows per split"):
+        read_truth(str(tmp_path / "samples"), "test", None, "")
+    older = tmp_path / "samples" / "val" / "part-00000.parquet"
+    storage.write_table(str(older), storage.read_table(str(older)).drop_columns(["activity"]))
+    with pytest.raises(ValueError, match=r"part-00000.parquet was written by another version .*activity.*; prepare again"):
+        read_truth(str(tmp_path / "samples"), "val", None, "")
 
 
 def test_each_array_of_a_file_is_a_run_and_one_can_be_named(labels, truth_uri, tmp_path):
