@@ -304,7 +304,7 @@ def broken_decoder(folder: Path) -> dict[str, str]:
     """The variables under which pictures with the comments CRASH and HANG do that to the process that decodes them."""
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
-    return {"PYTHONPATH": str(folder)}
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def poison() -> dict[str, tuple[bytes, str]]:

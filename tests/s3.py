@@ -116,20 +116,26 @@ class Watch:
 
 
 class Hold:
-    """Holds back the first request of a method for a key that matches, and its repetitions, until it is released or dropped.
+    """Holds back one request of a method for a key that matches, and its repetitions, until it is released or dropped.
 
-    A client that loses patience or dies ends its request: the server never sees that one either.
+    `after` matching requests pass before. A client that loses patience or dies ends its request: the server never sees that one either.
     """
 
-    def __init__(self, method: str, pattern: str) -> None:
-        self._method, self._pattern = method, re.compile(pattern)
+    def __init__(self, method: str, pattern: str, after: int) -> None:
+        self._method, self._pattern, self._after = method, re.compile(pattern), after
         self._changed = threading.Condition()
         self._decision: bool | None = None
         self._num_waiting = 0
         self.key = ""
 
     def matches(self, method: str, key: str) -> bool:
-        return self._decision is None and method == self._method and (key == self.key or (not self.key and bool(self._pattern.search(key))))
+        if self._decision is not None or method != self._method:
+            return False
+        if self.key:
+            return key == self.key
+        if self._pattern.search(key):
+            self._after -= 1
+        return self._after < 0
 
     async def take(self, request: web.BaseRequest, key: str) -> bool:
         """Whether the server may see the request, once somebody has decided."""
@@ -249,9 +255,9 @@ class FaultProxy:
             self._watches.remove(watch)
 
     @contextlib.contextmanager
-    def holding(self, method: str, pattern: str) -> Iterator[Hold]:
+    def holding(self, method: str, pattern: str, after: int = 0) -> Iterator[Hold]:
         """Holds inside of the block; a request that is still held at its end is dropped."""
-        hold = Hold(method, pattern)
+        hold = Hold(method, pattern, after)
         self._holds.append(hold)
         try:
             yield hold

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fault_tools import Reader, Saboteur, ScoreProcess
-from s3 import FaultProxy, Faults, Watch
+from s3 import FaultProxy, Faults, Hold, Watch
 from test_scoring import write_checkpoint
 
 from posepipe import predictions, scoring, storage
@@ -64,10 +64,10 @@ scales = pytest.mark.parametrize("scale", [pytest.param(SHORT, id="short"), pyte
 
 # The moments between two writes that belong together: what the killed process was about to write.
 MOMENTS = {
-    "the_plan": r"/_RUN\.json$",
-    "a_done_record": r"/done/.*000003\.json$",
-    "the_manifest": r"/_MANIFEST\.json$",
-    "the_marker": r"/_SUCCESS$",
+    "the_plan": "_RUN",
+    "a_done_record": "done/",
+    "the_manifest": "_MANIFEST",
+    "the_marker": "_SUCCESS",
 }
 
 
@@ -165,6 +165,10 @@ class Stage:
     def watching(self, run: Run, methods: str, name: str) -> AbstractContextManager[Watch]:
         """Counts requests for the run's files of which the name starts so; or for its pictures."""
         return self.proxy.watching(methods, f"^{run.images_key}/" if name == "pictures" else f"^{run.key}/{name}")
+
+    def holding(self, run: Run, moment: str) -> AbstractContextManager[Hold]:
+        """Holds the PUT of one of MOMENTS; of the done records the fourth."""
+        return self.proxy.holding("PUT", f"^{run.key}/{MOMENTS[moment]}", after=3 if moment == "a_done_record" else 0)
 
     def undisturbed(self, scale: Scale) -> Undisturbed:
         if scale not in self._undisturbed:
@@ -283,7 +287,7 @@ def test_a_driver_killed_between_two_writes_leaves_nothing_half_done(
 ) -> None:
     run = stage.run(scale)
     with stage.watching(run, "PUT", "parts/") as parts, stage.watching(run, "PUT", "done/") as done, Reader(run.uri) as reader:
-        with stage.proxy.holding("PUT", f"^{run.key}{MOMENTS[moment]}") as hold, run.start() as process:
+        with stage.holding(run, moment) as hold, run.start() as process:
             hold.wait(PATIENCE, process.is_alive)
             process.kill()
             # On a cluster that lives on, the driver's actors end a little after it.
@@ -417,7 +421,7 @@ def test_a_second_writer_is_refused_while_the_first_one_lives(stage: Stage) -> N
     run = stage.run(SHORT)
     with (
         stage.watching(run, "PUT", "done/") as done,
-        stage.proxy.holding("PUT", f"^{run.key}{MOMENTS['a_done_record']}") as hold,
+        stage.holding(run, "a_done_record") as hold,
         run.start() as first,
     ):
         hold.wait(PATIENCE, first.is_alive)
@@ -433,12 +437,13 @@ def test_a_second_writer_is_refused_while_the_first_one_lives(stage: Stage) -> N
 
 def test_a_writer_that_wakes_after_it_was_replaced_stops_and_does_no_harm(stage: Stage) -> None:
     run = stage.run(SHORT)
-    with stage.proxy.holding("PUT", f"^{run.key}{MOMENTS['a_done_record']}") as hold, run.start() as first:
+    with stage.holding(run, "a_done_record") as hold, run.start() as first:
         hold.wait(PATIENCE, first.is_alive)
         first.signal(signal.SIGSTOP)
+        # What its actors have in hand they still commit.
+        hold.release()
         run.score()
         manifest = predictions.read_manifest(run.uri)
-        hold.release()
         first.signal(signal.SIGCONT)
         assert first.wait(PATIENCE) == 2
         assert "was taken over by another writer" in first.output
