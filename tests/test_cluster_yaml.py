@@ -165,7 +165,7 @@ def test_a_disk_that_the_image_has_mounted_is_used_as_it_is(cluster: dict[str, A
 
 @pytest.fixture(scope="module")
 def aws_nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What `ray up` makes of the AWS file: an instance of each type, on moto's EC2. With what was asked for and what EC2 says of the type."""
+    """What `ray up` makes of the AWS file: an instance of each type, on moto's EC2; with what was asked for and what EC2 says of it."""
     import boto3
     from moto import mock_aws
     from ray.autoscaler._private import commands as ray_up
@@ -268,7 +268,7 @@ def gcp_nodes() -> dict[str, dict[str, Any]]:
     for name, node in prepared["available_node_types"].items():
         api = MagicMock()
         compute = GCPCompute(api, provider["project_id"], provider["availability_zone"], prepared["cluster_name"])
-        compute.get_new_authorized_http = MagicMock()  # type: ignore[method-assign]
+        compute.get_new_authorized_http = MagicMock()
         compute.create_instance(node["node_config"], {"ray-node-name": f"ray-posepipe-{name}"}, wait_for_operation=False)
         (call,) = api.instances.return_value.insert.call_args_list
         found[name] = call.kwargs["body"]

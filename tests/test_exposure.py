@@ -58,7 +58,13 @@ def test_a_mistake_that_opens_a_port_is_found(name: str, before: str, after: str
     assert any(expected in found for found in openings(text.replace(before, after, 1)))
 
 
-SERVICE = "\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: open}}\nspec: {{type: {type}, ports: [{{port: {port}, targetPort: {target}}}]}}\n"
+SERVICE = """
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: open}}
+spec: {{type: {type}, ports: [{{port: {port}, targetPort: {target}}}]}}
+"""
 
 
 @pytest.mark.parametrize("service_type", ["LoadBalancer", "NodePort"])
