@@ -178,7 +178,12 @@ def aws_nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
             patch.delenv(name, raising=False)
         for name, value in settings.items():
             patch.setenv(name, value)
-        ec2, iam = boto3.client("ec2", REGION), boto3.client("iam", REGION)
+        calls: set[str] = set()
+        boto3.setup_default_session()
+        boto3.DEFAULT_SESSION.events.register("before-call.ec2", lambda model, **_: calls.add(f"ec2:{model.name}"))
+        aws_utils.resource_cache.cache_clear()
+        aws_utils.client_cache.cache_clear()
+        ec2, iam = boto3.Session().client("ec2", REGION), boto3.client("iam", REGION)
         vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16")["Vpc"]["VpcId"]
         made = {
             "subnet-CHANGE_ME": ec2.create_subnet(VpcId=vpc, CidrBlock="10.0.0.0/24")["Subnet"]["SubnetId"],
@@ -190,6 +195,8 @@ def aws_nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
         text = functools.reduce(lambda text, each: text.replace(*each), made.items(), (ROOT / AWS).read_text())
         (document,) = documents(text)
         config = ray_up._bootstrap_config(document, no_config_cache=True)
+        # From here on it is the head's autoscaler that calls.
+        calls.clear()
         provider = AWSNodeProvider(config["provider"], config["cluster_name"])
         nodes = {}
         for name, node in config["available_node_types"].items():
@@ -198,7 +205,12 @@ def aws_nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
             (reservation,) = ec2.describe_instances(InstanceIds=[instance_id])["Reservations"]
             (instance,) = reservation["Instances"]
             (kind,) = ec2.describe_instance_types(InstanceTypes=[instance["InstanceType"]])["InstanceTypes"]
-            nodes[name] = {**instance, "asked": node, "kind": kind, "made": made}
+            nodes[name] = {**instance, "asked": node, "kind": kind, "made": made, "calls": calls}
+        started = provider.non_terminated_nodes({})
+        assert len(started) == len(nodes)
+        provider.set_node_tags(started[0], {"ray-node-status": "up-to-date"})
+        provider.terminate_nodes(started)
+        boto3.DEFAULT_SESSION = None
         aws_utils.resource_cache.cache_clear()
         aws_utils.client_cache.cache_clear()
     return nodes
@@ -232,6 +244,14 @@ def test_ray_counts_no_more_than_the_instances_have(aws_nodes: dict[str, dict[st
         assert node["kind"]["InstanceStorageSupported"] == (name != "head"), "workers spill to a disk of their own"
 
 
+def test_the_heads_policy_allows_what_rays_autoscaler_calls(aws_nodes: dict[str, dict[str, Any]]) -> None:
+    policy = json.loads((ROOT / "deploy/aws/head-policy.json").read_text())
+    actions = [statement["Action"] for statement in policy["Statement"]]
+    allowed = {action for each in actions for action in ([each] if isinstance(each, str) else each)}
+    called = aws_nodes["head"]["calls"]
+    assert {"ec2:RunInstances", "ec2:TerminateInstances", "ec2:DescribeInstances", "ec2:CreateTags"} <= called <= allowed
+
+
 @functools.cache
 def compute_schema() -> dict[str, Any]:
     """Compute Engine's own description of an instance, from its discovery document, as a JSON schema that takes no unknown field."""
@@ -257,22 +277,39 @@ def compute_schema() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def gcp_nodes() -> dict[str, dict[str, Any]]:
-    """What `ray up` sends to Compute Engine: a body of instances.insert for each type."""
+def gcp_nodes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What `ray up` sends to Compute Engine for the GCP file: a body of instances.insert for each type."""
+    from ray.autoscaler._private import commands as ray_up
+    from ray.autoscaler._private.gcp import config as gcp_config
     from ray.autoscaler._private.gcp.node import GCPCompute
 
+    answers = {
+        "projects.get": {"name": "project", "projectId": "project", "lifecycleState": "ACTIVE", "commonInstanceMetadata": {"items": []}},
+        "projects.getIamPolicy": {"bindings": []},
+        "projects.serviceAccounts.get": {"email": "ray-autoscaler-sa-v1@project.iam.gserviceaccount.com", "projectId": "project"},
+        "projects.setCommonInstanceMetadata": {"name": "operation"},
+        "globalOperations.get": {"status": "DONE"},
+    }
+    google = MagicMock()
+    for name, answer in answers.items():
+        place = functools.reduce(lambda place, part: getattr(place, part).return_value, name.split("."), google)
+        place.execute.return_value = answer
     (cluster,) = read(GCP)
-    prepared = util.prepare_config(copy.deepcopy(cluster))
-    provider = prepared["provider"]
-    found = {}
-    for name, node in prepared["available_node_types"].items():
-        api = MagicMock()
-        compute = GCPCompute(api, provider["project_id"], provider["availability_zone"], prepared["cluster_name"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setattr(gcp_config, "construct_clients_from_provider_config", lambda provider: (google, google, google, None))
+        config = ray_up._bootstrap_config(cluster, no_config_cache=True)
+    google.subnetworks.assert_not_called()
+    nodes = {}
+    for name, node in config["available_node_types"].items():
+        compute = GCPCompute(google, "project", config["provider"]["availability_zone"], config["cluster_name"])
         compute.get_new_authorized_http = MagicMock()
-        compute.create_instance(node["node_config"], {"ray-node-name": f"ray-posepipe-{name}"}, wait_for_operation=False)
-        (call,) = api.instances.return_value.insert.call_args_list
-        found[name] = call.kwargs["body"]
-    return found
+        # As Ray's commands do for the head: what Ray made for it, unless the file says otherwise.
+        is_head = name == config["head_node_type"]
+        body = {**(config["head_node"] if is_head else {}), **node["node_config"]}
+        compute.create_instance(body, {"ray-node-name": f"ray-posepipe-{name}"}, wait_for_operation=False)
+        nodes[name] = google.instances.return_value.insert.call_args.kwargs["body"]
+    return nodes
 
 
 def test_compute_engine_knows_every_field_of_the_instances(gcp_nodes: dict[str, dict[str, Any]]) -> None:
