@@ -37,7 +37,7 @@ class ScaleConfig:
     """What grows with the number of pictures: wall time and memory of `jobs.score`, and the planning of long manifests."""
 
     images_uri: str
-    """Folder of JPEGs, of which those of 1280x720 and 1920x1080 are read."""
+    """Folder of JPEGs, of which those of 1280x720 are read."""
     checkpoint_uri: str
     """A run trained on image framing."""
     num_images: tuple[int, ...] = (1000, 5000, 20000)
@@ -177,7 +177,7 @@ def main() -> None:
     config = tyro.cli(ScaleConfig)
     with tempfile.TemporaryDirectory(prefix="posepipe-scale-") as name:
         folder = Path(name)
-        paths = [str(path.resolve()) for path in find_pictures(Path(config.images_uri))]
+        paths = [str(path.resolve()) for path in find_pictures(Path(config.images_uri), [(1280, 720)])]
         scored, planned = [], []
         print(
             f"{'pictures':>9}{'seconds':>9}{'first commit':>14}{'ms/picture':>12}{'RSS GiB':>9}{'PSS GiB':>9}{'spilled MiB':>13}",

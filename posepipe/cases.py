@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from posepipe import fetching, images, overlays
+from posepipe import fetching, geometry, images, overlays
 from posepipe.results import Result, extremes
 from posepipe.retrying import StorageUnavailableError
 from posepipe.skeleton import NUM_JOINTS
@@ -88,7 +88,7 @@ def _draw(values: dict[str, Any], min_confidence: float) -> tuple[bytes | None, 
         size = Image.open(io.BytesIO(overlay.image)).size
     except (OSError, ValueError, StorageUnavailableError, Image.DecompressionBombError) as error:
         return None, f"the picture cannot be drawn ({type(error).__name__})", 0
-    num_hidden = 0 if overlay.joints is None else NUM_JOINTS - int(overlays.is_inside(overlay.joints, size).sum())
+    num_hidden = 0 if overlay.joints is None else NUM_JOINTS - int(geometry.is_inside(overlay.joints, size).sum())
     return picture, problem, num_hidden
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from posepipe.geometry import is_inside
 from posepipe.skeleton import JOINT_NAMES, LIMBS, NUM_JOINTS
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -169,11 +170,6 @@ def _draw_part(overlay: Overlay, inner: tuple[int, int]) -> Image.Image:
     return part
 
 
-def is_inside(joints: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """(N,) which joints (N, 2), image px, lie on a picture of this width and height; those that are not finite do not."""
-    return np.all((joints >= -0.5) & (joints < np.array(size) - 0.5), axis=1)
-
-
 def _draw_truth(draw: ImageDraw.ImageDraw, overlay: Overlay, place: Callable[[NDArray[np.float64]], tuple[float, float]]) -> None:
     """Thin and white with a dark edge, so that the prediction stands out."""
     lines: list[list[float]] = []
@@ -204,7 +200,7 @@ def _colour(*joints: int) -> str:
 def _draw_legend(draw: ImageDraw.ImageDraw, top: int, entries: Sequence[tuple[str, str]]) -> None:
     x = 8.0
     for colour, text in entries:
-        draw.rectangle([x, top + 9, x + 14, top + 23], fill=colour)
+        draw.rectangle([x, top + 9, x + 14, top + 23], fill=colour, outline="black")
         draw.text((x + 20, top + 8), text, fill="black", font=_font())
         x += 20 + draw.textlength(text, font=_font()) + 24
 
