@@ -82,11 +82,12 @@ _SCORE = """
 import os, sys, ray
 os.environ["RAY_worker_niceness"] = "0"
 ray.init(address="local", num_cpus={cpus}, object_store_memory={store}, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-from posepipe import scoring
+from posepipe import cluster, scoring
 from posepipe.config import ScoreConfig
+cluster.connect()
 scoring.score(ScoreConfig(checkpoint_uri=({checkpoint!r},), images_uri={manifest!r}, predictions_uri={out!r}, shard_size={shard}))
 from ray._private.internal_api import memory_summary
-print(memory_summary(stats_only=True))
+print(memory_summary(ray.get_runtime_context().gcs_address, stats_only=True))
 """
 
 
