@@ -24,6 +24,9 @@ OnNonFinite = Literal["stop", "skip"]
 Logger = Literal["none", "mlflow", "wandb"]
 
 
+MAX_PIXELS = 178_956_970
+
+
 def check_choice(what: str, value: str, choices: Sequence[str]) -> None:
     """Raises a ValueError that names the choices."""
     if value not in choices:
@@ -247,6 +250,8 @@ class ScoreConfig:
         _check_choices(self)
         _check_at_least(self, batch_size=1, shard_size=1, num_actors=1, cpus_per_actor=1, num_overlays=0, limit=0)
         _check_at_least(self, max_bytes=1, max_pixels=1, takeover_after=1, price_per_hour=0)
+        if self.max_pixels > MAX_PIXELS:
+            raise ValueError(f"--max-pixels must be at most {MAX_PIXELS}, where Pillow draws its own line, got {self.max_pixels}")
         if bool(self.samples_uri) == bool(self.images_uri):
             raise ValueError("give either --samples-uri or --images-uri")
         if not 0 < self.sample_fraction <= 1:

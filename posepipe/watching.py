@@ -12,9 +12,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.event_pb2 import Event
-
 from posepipe import storage
 
 EVENTS_FOLDER = "tensorboard"
@@ -47,6 +44,8 @@ class Watcher:
 
 def to_events(epoch: int, values: Mapping[str, float], losses: Mapping[int, float]) -> bytes:
     """A TensorBoard event file: `epoch/…` over epochs, `step/loss` over optimizer steps."""
+    from tensorboardX import SummaryWriter  # It loads torch.
+
     with tempfile.TemporaryDirectory() as folder:
         with SummaryWriter(folder) as writer:
             for step, loss in losses.items():
@@ -60,6 +59,8 @@ def to_events(epoch: int, values: Mapping[str, float], losses: Mapping[int, floa
 
 def read_events(run_uri: str) -> dict[str, list[tuple[int, float]]]:
     """tag -> (step, value), of all event files beside a run, in the order in which TensorBoard reads them."""
+    from tensorboardX.proto.event_pb2 import Event
+
     found: dict[str, list[tuple[int, float]]] = {}
     for uri in storage.list_files(storage.join_uri(run_uri, EVENTS_FOLDER)):
         data = storage.read_bytes(uri)

@@ -124,6 +124,7 @@ class Stage:
     proxy: FaultProxy
     client: Any
     checkpoint: str
+    other_checkpoint: str
     pictures: list[bytes]
     folder: Path
     address: str
@@ -222,10 +223,10 @@ def stage(
     reserve = ray.remote(num_cpus=3)(Reserve).remote()
     assert ray.get(reserve.is_up.remote())
     folder = tmp_path_factory.mktemp("faults")
-    checkpoint = image_checkpoint(folder / "checkpoint")
+    checkpoints = image_checkpoint(folder / "checkpoint"), image_checkpoint(folder / "other", mean_points=[[0.4, 0.4]] * 16)
     client = boto3.client("s3", endpoint_url=s3_server)
     client.create_bucket(Bucket=BUCKET)
-    yield Stage(s3_proxy, client, checkpoint, pictures, folder, ray.get_runtime_context().gcs_address)
+    yield Stage(s3_proxy, client, *checkpoints, pictures, folder, ray.get_runtime_context().gcs_address)
     ray.kill(reserve)
 
 
@@ -435,20 +436,23 @@ def test_a_second_writer_is_refused_while_the_first_one_lives(stage: Stage) -> N
     assert (done.count, done.repeated) == (SHORT.shards, 0)
 
 
-def test_a_writer_that_wakes_after_it_was_replaced_stops_and_does_no_harm(stage: Stage) -> None:
+@pytest.mark.parametrize("is_other", [False, True], ids=["by_the_same", "by_another_model"])
+def test_a_writer_that_wakes_after_it_was_replaced_stops_and_does_no_harm(stage: Stage, is_other: bool) -> None:
     run = stage.run(SHORT)
     with stage.holding(run, "a_done_record") as hold, run.start() as first:
         hold.wait(PATIENCE, first.is_alive)
         first.signal(signal.SIGSTOP)
         # What its actors have in hand they still commit.
         hold.release()
-        run.score()
-        manifest = predictions.read_manifest(run.uri)
+        run.score(**({"checkpoint_uri": stage.other_checkpoint, "overwrite": True} if is_other else {}))
+        manifest, rows = predictions.read_manifest(run.uri), run.read()
         first.signal(signal.SIGCONT)
         assert first.wait(PATIENCE) == 2
         assert "was taken over by another writer" in first.output
     assert predictions.read_manifest(run.uri) == manifest
-    stage.assert_same(run)
+    assert run.read().equals(rows)
+    if not is_other:
+        stage.assert_same(run)
 
 
 def test_a_complete_run_is_not_done_again(stage: Stage) -> None:
@@ -484,7 +488,7 @@ def test_another_checkpoint_or_input_is_refused_with_both_hashes(stage: Stage, i
         storage.delete([storage.join_uri(run.uri, storage.SUCCESS)])
     hashes = r"[0-9a-f]{64}'.*, now .*'[0-9a-f]{64}'"
     with pytest.raises(ValueError, match=rf"holds other predictions \(models was .*{hashes}"):
-        run.score(checkpoint_uri=image_checkpoint(stage.folder / "other", mean_points=[[0.4, 0.4]] * 16))
+        run.score(checkpoint_uri=stage.other_checkpoint)
     stage.upload(f"list-{is_complete}.txt", "\n".join(names).encode())
     with pytest.raises(ValueError, match=rf"holds other predictions \(inputs was .*{hashes}"):
         run.score()

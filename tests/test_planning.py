@@ -145,7 +145,7 @@ def test_results_inside_the_prefix_are_left_out(checkpoints, pictures):
 def test_the_same_settings_are_the_same_run(checkpoints, pictures, tmp_path):
     for given in (config(checkpoints["image pose"], images_uri=pictures + "/"), config(checkpoints["pose"], images_uri=people(tmp_path))):
         assert plan(given).identity == plan(given).identity
-        run = stored(given, str(tmp_path / "run"))
+        run = stored(given, str(tmp_path / f"run {given.images_uri[-4:]}"))
         assert plan(given, run).identity == run["identity"]
 
 
@@ -211,10 +211,12 @@ def test_the_plan_is_stored_with_its_list_and_then_its_name(checkpoints, picture
     order = []
     write = storage.write_bytes
     monkeypatch.setattr(storage, "write_bytes", lambda uri, data: order.append(uri.rpartition("/run/")[2]) or write(uri, data))
+    create = storage.create_bytes
+    monkeypatch.setattr(storage, "create_bytes", lambda uri, data: order.append(uri.rpartition("/run/")[2]) or create(uri, data))
     run = stored(config(checkpoints["image pose"], images_uri=pictures, shard_size=3), str(tmp_path / "run"))
-    assert order == ["inputs/part-00000.parquet", "_RUN.json"]
-    assert (run["num_inputs"], run["num_bytes"], [item["rows"] for item in run["files"]]) == (7, 28, [7])
-    uris = [row["uri"] for shard in range(3) for row in inputs.read_shard(str(tmp_path / "run"), shard)]
+    assert order == [*run["files"], "_RUN.json"]
+    assert (run["num_inputs"], run["num_bytes"], len(run["files"])) == (7, 28, 1)
+    uris = [row["uri"] for shard in range(3) for row in inputs.read_shard(str(tmp_path / "run"), run["files"], shard)]
     assert uris == [f"{pictures}/{index}.jpg" for index in range(7)]
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from posepipe import samples, storage, train_loop, training, watching
+from posepipe import images, runs, samples, snapshots, storage, train_loop, training, watching
 from posepipe.config import TrainConfig
 from posepipe.models import load_model
 from posepipe.tasks import TASKS
@@ -56,10 +57,35 @@ def test_a_run_folder_explains_itself(finished: tuple[TrainConfig, dict[str, Any
     assert kept["samples_fingerprint"] == samples.fingerprint(samples.read_manifest(person_samples))
     history = storage.read_json(str(folder / "history.json"))
     assert [row["epoch"] for row in history] == [1, 2]
-    assert {"train_loss", "val_loss", "val_pckh", "learning_rate"} <= set(history[0])
+    assert {"train_loss", "val_loss", "train_pckh", "val_pckh", "learning_rate"} <= set(history[0])
+    assert history[0]["train_num_people"] == history[0]["val_num_people"] == samples.read_manifest(person_samples)["rows"]["val"]
     best = max(history, key=lambda row: row["val_pckh"])
     assert result["val"]["val_pckh"] == best["val_pckh"]
     assert result["versions"]["ray"]
+
+
+def test_a_run_keeps_what_it_predicted_for_a_few_validation_people(
+    finished: tuple[TrainConfig, dict[str, Any]], person_samples: str
+) -> None:
+    run, result = finished
+    rows = runs.read_runs([result["run_uri"]])[0].snapshots.to_pylist()
+    labels = {}
+    for uri in samples.list_split(person_samples, "val"):
+        labels |= {row["sample_id"]: row for row in storage.read_table(uri).to_pylist()}
+    assert len(rows) == run.num_snapshot_people
+    for row in rows:
+        sample = labels[row["sample_id"]]
+        assert row["epochs"] == [1, 2]
+        np.testing.assert_array_equal(row["truth"], np.array(sample["joints"], np.float32))
+        assert np.abs(images.decode_jpeg(row["crop"]).astype(int) - images.decode_jpeg(sample["crop"])).mean() < 3
+    # The model after the last epoch, or the one before, is the best one that was kept.
+    model, _ = load_model(result["run_uri"])
+    model.eval()
+    pixels = np.stack([images.decode_jpeg(labels[row["sample_id"]]["crop"]) for row in rows])
+    with torch.inference_mode():
+        points = model.predict(torch.from_numpy(pixels).permute(0, 3, 1, 2))[0].numpy()
+    kept = np.array([row["points"][result["best_epoch"] - 1] for row in rows]).reshape(points.shape)
+    np.testing.assert_allclose(kept, points, atol=0.01)
 
 
 def test_the_checkpoint_holds_all_that_scoring_needs(finished: tuple[TrainConfig, dict[str, Any]]) -> None:
@@ -143,11 +169,12 @@ def train_workers() -> list[int]:
     return [child.pid for child in children if "RayTrainWorker" in "".join(child.cmdline()[:1])]
 
 
-def wait_for_middle_of_epoch(folder: Path, epochs: int = 1, seconds: float = 300) -> None:
+def wait_for_middle_of_epoch(folder: Path, epochs: int = 1, seconds: float = 300, is_alive: Callable[[], bool] = lambda: True) -> None:
     """Returns as soon as there is a checkpoint in the middle of an epoch, so many or more of which are complete."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        assert not (folder / storage.SUCCESS).exists(), "the run ended before it could be interrupted"
+        is_over = not is_alive() or (folder / storage.SUCCESS).exists()
+        assert not is_over, "the run ended before it could be interrupted"
         for path in folder.glob("checkpoint_*/state.pt"):
             # It may be on its way, or deleted meanwhile.
             with contextlib.suppress(OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
@@ -195,7 +222,7 @@ def test_a_run_whose_driver_is_killed_in_an_epoch_goes_on_to_the_same_bits(
         start_new_session=True,
     )
     try:
-        wait_for_middle_of_epoch(tmp_path / run.name)
+        wait_for_middle_of_epoch(tmp_path / run.name, is_alive=lambda: process.poll() is None)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -203,6 +230,8 @@ def test_a_run_whose_driver_is_killed_in_an_epoch_goes_on_to_the_same_bits(
     result = training.train(run)
     assert result["model_id"] == undisturbed[0]["model_id"]
     assert without_clock(storage.read_json(f"{result['run_uri']}/history.json")) == without_clock(undisturbed[1])
+    kept = storage.read_table(f"{result['run_uri']}/{snapshots.SNAPSHOTS_FILE}").to_pylist()
+    assert [row["epochs"] for row in kept] == [snapshots.choose_epochs(run.epochs, run.num_snapshot_epochs)] * run.num_snapshot_people
     # No step is shown twice, whoever wrote it.
     steps = [step for step, _ in watching.read_events(str(tmp_path / run.name))["step/loss"]]
     assert steps == list(range(1, len(steps) + 1))
