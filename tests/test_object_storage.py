@@ -13,7 +13,7 @@ import boto3
 import fsspec
 import pytest
 
-from posepipe import images, inputs, mpii, predictions, preparing, reading, samples, scoring, storage, training
+from posepipe import images, inputs, mpii, predictions, preparing, reading, samples, scoring, storage, training, watching
 from posepipe.config import PrepareConfig, ScoreConfig, TrainConfig
 
 BUCKET = "posepipe-test"
@@ -63,8 +63,17 @@ def line(ray_session: None, s3_endpoint: str, synthetic_mpii: str) -> Line:
         feature_stride=16,
         epochs=1,
         batch_size=8,
+        checkpoint_every=1,
     )
     return Line(names, manifest, training.train(train_config))
+
+
+def test_checkpoints_in_an_epoch_do_not_pile_up_and_its_events_lie_beside_the_run(line: Line) -> None:
+    folders = {uri.split("/")[-2] for uri in storage.list_files(line.result["run_uri"]) if "/checkpoint_" in uri}
+    losses = watching.read_events(line.result["run_uri"])["step/loss"]
+    assert len(losses) > 2, "several checkpoints were made"
+    assert len(folders) == 1
+    assert [step for step, _ in losses] == list(range(1, len(losses) + 1))
 
 
 def test_prepare_records_what_it_could_not_use(line: Line) -> None:
