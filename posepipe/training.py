@@ -228,7 +228,7 @@ def claim_folder(run_uri: str, wanted: dict[str, Any]) -> None:
     uri = storage.join_uri(run_uri, CONFIG_FILE)
     if storage.exists(uri):
         # A run from before a field existed had what is its default now.
-        defaults = {item.name: item.default for item in dataclasses.fields(TrainConfig)}
+        defaults = {item.name: item.default for item in dataclasses.fields(TrainConfig) if item.default is not dataclasses.MISSING}
         older = defaults | storage.read_json(uri)
         names = [name for name in wanted if older.get(name) != wanted[name] and name not in RESOURCES]
         if names:

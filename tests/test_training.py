@@ -108,6 +108,15 @@ def test_a_name_with_other_settings_is_refused(finished: tuple[TrainConfig, dict
         training.train(config(run.samples_uri, run.runs_uri, run.name, learning_rate=0.1))
 
 
+def test_a_setting_from_after_a_run_began_had_its_default(tmp_path: Path) -> None:
+    run = dataclasses.asdict(config("samples", tmp_path, "run", weights=["none"]))
+    storage.write_json(str(tmp_path / training.CONFIG_FILE), {name: value for name, value in run.items() if name != "deterministic"})
+    training.claim_folder(str(tmp_path), run)
+    storage.write_json(str(tmp_path / training.CONFIG_FILE), {name: value for name, value in run.items() if name != "deterministic"})
+    with pytest.raises(ValueError, match=r"\(deterministic was False, now True\)"):
+        training.claim_folder(str(tmp_path), {**run, "deterministic": True})
+
+
 def test_a_wrong_model_is_refused_before_the_name_is_taken(person_samples: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown model 'resnet1000'"):
         training.train(config(person_samples, tmp_path, "x", model="resnet1000"))
