@@ -34,7 +34,7 @@ def test_what_fits_is_not_refused(ray_session: None) -> None:
 
 
 def test_what_does_not_fit_is_refused_with_the_numbers(ray_session: None) -> None:
-    with pytest.raises(ValueError, match="^a job needs 7 CPUs and 0 GPUs, the cluster has 6 CPUs and 0 GPUs; change --x$"):
+    with pytest.raises(ValueError, match=r"^a job needs 7 CPUs and 0 GPUs, the cluster has 6 CPUs and 0 GPUs; change --x$"):
         cluster.require("a job", [Need("workers", 7, 1)], hint="change --x")
     with pytest.raises(ValueError, match="needs 1 CPUs and 2 GPUs"):
         cluster.require("a job", [Need("workers", 1, 1, 2)], hint="change --x")
