@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from posepipe import fetching, images, inputs, journal, samples, storage
 from posepipe.decoding import Decoded, View, shared_decoder
 
+# Of SAMPLE; samples of older versions have no activity.
+_CARRIED = ("sample_id", "image", "split", "framing", "width", "height", "activity")
+
 
 @dataclasses.dataclass(frozen=True)
 class ShardReader:
@@ -117,7 +120,7 @@ class ShardReader:
         labels: dict[str, Any] = {**samples.label_arrays(table), "is_visible": table["is_visible"].to_pylist()}
         known = [
             {**row, "uri": storage.join_uri(spec["images"], row.pop("image")), "status": "ok", "detail": ""}
-            for row in table.select(["sample_id", "image", "split", "framing", "width", "height", "activity"]).to_pylist()
+            for row in table.select([name for name in _CARRIED if name in table.column_names]).to_pylist()
         ]
         for row in known:
             row["person_from"] = "label" if row["framing"] == "person" else None

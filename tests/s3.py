@@ -10,6 +10,7 @@ import re
 import socket
 import struct
 import threading
+import time
 import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -66,17 +67,24 @@ class Faults:
 
 
 class Watch:
-    """Counts the requests of a method for keys that match, which the server answered with success."""
+    """Counts the requests of the methods (GET|PUT) for keys that match, which the server answered with success.
 
-    def __init__(self, method: str, pattern: str) -> None:
-        self._method, self._pattern = method, re.compile(pattern)
+    Attributes:
+        keys: how often of each key.
+        times: of each, by time.monotonic().
+    """
+
+    def __init__(self, methods: str, pattern: str) -> None:
+        self._methods, self._pattern = methods.split("|"), re.compile(pattern)
         self._changed = threading.Condition()
         self.keys: Counter[str] = Counter()
+        self.times: list[float] = []
 
     def note(self, method: str, key: str) -> None:
-        if method == self._method and self._pattern.search(key):
+        if method in self._methods and self._pattern.search(key):
             with self._changed:
                 self.keys[key] += 1
+                self.times.append(time.monotonic())
                 self._changed.notify_all()
 
     @property
@@ -95,18 +103,27 @@ class Watch:
         with self._changed:
             wait_until(lambda: self.keys.total() >= count, self._changed, timeout, is_alive, f"{count} {self}, got {self.keys.total()}")
 
+    def reaches(self, count: int, ended: threading.Event) -> bool:
+        """Whether there are `count`, once that is so or `ended` is set."""
+        with self._changed:
+            while not self._changed.wait_for(lambda: self.keys.total() >= count, 0.2):
+                if ended.is_set():
+                    return False
+            return True
+
     def __str__(self) -> str:
-        return f"{self._method} {self._pattern.pattern}"
+        return f"{'|'.join(self._methods)} {self._pattern.pattern}"
 
 
 class Hold:
-    """Holds back the first request of a method for a key that matches, until it is released or dropped."""
+    """Holds back the first request of a method for a key that matches, until it is released or dropped or its client is gone."""
 
     def __init__(self, method: str, pattern: str) -> None:
         self._method, self._pattern = method, re.compile(pattern)
         self._changed = threading.Condition()
         self._future: asyncio.Future[bool] | None = None
         self.key = ""
+        self._is_abandoned = False
 
     def take(self, method: str, key: str) -> asyncio.Future[bool] | None:
         """Whether to forward the request, once somebody has decided; None where it is none of its."""
@@ -124,6 +141,17 @@ class Hold:
             wait_until(lambda: bool(self.key), self._changed, timeout, is_alive, f"{self._method} {self._pattern.pattern}")
         return self.key
 
+    def abandon(self) -> None:
+        with self._changed:
+            self._is_abandoned = True
+            self._changed.notify_all()
+
+    def wait_abandoned(self, timeout: float) -> None:
+        """Returns once the client of the held request has closed its connection, as a killed one does; the request is dropped then."""
+        with self._changed:
+            what = f"end of the client of {self._method} {self._pattern.pattern}"
+            wait_until(lambda: self._is_abandoned, self._changed, timeout, lambda: True, what)
+
     def release(self) -> None:
         """Lets the server see the request."""
         self._decide(True)
@@ -136,6 +164,11 @@ class Hold:
         if self._future is None:
             raise RuntimeError(f"no request is held: {self._method} {self._pattern.pattern}")
         self._future.get_loop().call_soon_threadsafe(self._future.set_result, is_forwarded)
+
+    def end(self) -> None:
+        """Drops what is still held."""
+        if self._future is not None and not self._future.done():
+            self.drop()
 
 
 def wait_until(reached: Callable[[], bool], changed: threading.Condition, timeout: float, is_alive: Callable[[], bool], what: str) -> None:
@@ -212,9 +245,9 @@ class FaultProxy:
         self._is_cut = False
 
     @contextlib.contextmanager
-    def watching(self, method: str, pattern: str) -> Iterator[Watch]:
+    def watching(self, methods: str, pattern: str) -> Iterator[Watch]:
         """Counts inside of the block; `pattern` is searched for in keys (bucket/name)."""
-        watch = Watch(method, pattern)
+        watch = Watch(methods, pattern)
         self._watches.append(watch)
         try:
             yield watch
@@ -230,8 +263,7 @@ class FaultProxy:
             yield hold
         finally:
             self._holds.remove(hold)
-            if hold._future is not None and not hold._future.done():
-                hold.drop()
+            hold.end()
 
     async def _serve(self) -> None:
         # A connection per request: the server may close an idle one, which a client would take for a fault of ours.
@@ -264,7 +296,7 @@ class FaultProxy:
         body = await request.content.read()
         if self._is_cut:
             return self._drop("cut", method, key, transport)
-        if not await self._is_let_through(method, key):
+        if not await self._is_let_through(request, key):
             return self._drop("dropped", method, key, transport)
         faults = self.faults
         fault, wait = faults.draw(method, key, self._attempts[faults, method, key])
@@ -307,11 +339,15 @@ class FaultProxy:
         ) as reply:
             return reply.status, _end_to_end(reply.headers), await reply.read()
 
-    async def _is_let_through(self, method: str, key: str) -> bool:
+    async def _is_let_through(self, request: web.BaseRequest, key: str) -> bool:
         for hold in list(self._holds):
-            decision = hold.take(method, key)
+            decision = hold.take(request.method, key)
             if decision is not None:
-                return await decision
+                while not decision.done() and request.transport is not None:
+                    await asyncio.wait([decision], timeout=0.05)
+                if request.transport is None:
+                    hold.abandon()
+                return decision.done() and decision.result()
         return True
 
     def _note(self, fault: str, method: str, key: str) -> None:

@@ -4,11 +4,13 @@ import pytest
 import yaml
 
 from posepipe.cli import parse, user_errors
-from posepipe.config import PRESETS, PrepareConfig, TrainConfig, TuneConfig
+from posepipe.config import PRESETS, PrepareConfig, ScoreConfig, TrainConfig, TuneConfig
+from posepipe.retrying import StorageUnavailableError
 
 PREPARE = {"mpii_uri": "raw", "samples_uri": "samples"}
 TRAIN = {"samples_uri": "samples", "runs_uri": "runs", "name": "first"}
 SCORE = {"checkpoint_uri": "run", "predictions_uri": "predictions", "samples_uri": "samples"}
+SCORE_FLAGS = ("--checkpoint-uri", "run", "--predictions-uri", "predictions", "--samples-uri", "samples")
 TRAIN_FLAGS = ("--samples-uri", "samples", "--runs-uri", "runs", "--name", "first")
 
 
@@ -149,3 +151,75 @@ def test_a_file_that_is_not_there_is_refused(capsys, tmp_path):
 def test_a_file_that_holds_no_fields_is_refused(capsys, tmp_path, text, message):
     (tmp_path / "config.yaml").write_text(text)
     assert message in refusal(capsys, TrainConfig, *TRAIN_FLAGS, "--config", str(tmp_path / "config.yaml"))
+
+
+# Fields of several values
+
+
+def test_a_field_of_several_values_may_be_given_again_and_again():
+    expected = ScoreConfig(**SCORE | {"checkpoint_uri": ("a", "b")})
+    rest = ["--predictions-uri", "predictions", "--samples-uri", "samples"]
+    for flags in (
+        ["--checkpoint-uri", "a", *rest, "--checkpoint-uri", "b"],
+        ["--checkpoint-uri", "a", "b", *rest],
+        ["--checkpoint-uri=a", *rest, "--checkpoint-uri=b"],
+        ["--checkpoint_uri", "a", *rest, "--checkpoint-uri=b"],
+    ):
+        assert parse(ScoreConfig, flags) == expected
+
+
+def test_a_sweep_merges_the_lists_of_its_training_run_too():
+    flags = [*TRAIN_FLAGS, "--weights", "imagenet", "--search", "seed=grid:1", "--weights", "b.pt", "--search", "batch_size=grid:8"]
+    config = parse(TuneConfig, flags)
+    assert (config.train.weights, config.search) == (("imagenet", "b.pt"), ("seed=grid:1", "batch_size=grid:8"))
+
+
+def test_of_other_flags_the_last_one_counts():
+    assert parse(TrainConfig, [*TRAIN_FLAGS, "--epochs", "3", "--weights", "a.pt", "--epochs=4"]).epochs == 4
+
+
+def test_the_command_lines_list_replaces_the_files(tmp_path):
+    file = yaml_file(tmp_path, checkpoint_uri=["a", "b"], samples_uri="samples", predictions_uri="predictions", limit=0)
+    assert parse(ScoreConfig, ["--config", file]).checkpoint_uri == ("a", "b")
+    for flags in (["--checkpoint-uri", "c"], ["--checkpoint-uri=c"], ["--checkpoint_uri", "c"]):
+        assert parse(ScoreConfig, ["--config", file, *flags]).checkpoint_uri == ("c",)
+        assert parse(ScoreConfig, [*flags, "--config", file]).checkpoint_uri == ("c",)
+
+
+def test_one_value_of_a_file_is_a_list_of_one(tmp_path):
+    file = yaml_file(tmp_path, **SCORE)
+    assert parse(ScoreConfig, ["--config", file]) == ScoreConfig(**SCORE | {"checkpoint_uri": ("run",)})
+
+
+def test_a_negative_number_is_a_value_and_no_flag(capsys):
+    assert "--limit must be at least 0, got -1" in refusal(capsys, ScoreConfig, *SCORE_FLAGS, "--limit", "-1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--checkpoint-uri", "a", "b"), "--checkpoint-uri takes one checkpoint or two of different tasks, got 3"),
+        (("--images-uri", "x"), "give either --samples-uri or --images-uri"),
+        (("--limit", "3"), "--limit goes with --images-uri"),
+        (("--first-stage-uri", "x"), "--first-stage-uri goes with --images-uri"),
+        (("--sample-fraction", "0.5"), "--sample-fraction goes with --images-uri"),
+        (("--sample-fraction", "0"), "--sample-fraction must be in (0, 1], got 0.0"),
+        (("--shard-size", "0"), "--shard-size must be at least 1, got 0"),
+        (("--takeover-after", "0.5"), "--takeover-after must be at least 1, got 0.5"),
+        (("--price-per-hour", "-1"), "--price-per-hour must be at least 0, got -1.0"),
+        (("--max-bytes", "0"), "--max-bytes must be at least 1, got 0"),
+        (("--predictions-uri", ""), "--predictions-uri says where the predictions go"),
+    ],
+)
+def test_scoring_refuses_what_makes_no_sense(capsys, flags, said):
+    assert said in refusal(capsys, ScoreConfig, *SCORE_FLAGS, *flags)
+
+
+# A storage that is gone
+
+
+def test_a_storage_that_is_gone_ends_with_its_message_and_status_1(capsys):
+    with pytest.raises(SystemExit) as caught, user_errors():
+        raise StorageUnavailableError("the storage failed for 600 s; the same command goes on from there")
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "error: the storage failed for 600 s; the same command goes on from there\n"

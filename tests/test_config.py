@@ -46,7 +46,7 @@ def test_the_defaults_are_in_bounds():
         (TrainConfig, TRAIN | {"name": ""}, "--name must be one folder name, got ''"),
         (TrainConfig, TRAIN | {"name": "a/b"}, "--name must be one folder name, got 'a/b'"),
         (TuneConfig, {"train": TrainConfig(**TRAIN), "num_trials": 0}, "--num-trials must be at least 1, got 0"),
-        (TuneConfig, {"train": TrainConfig(**TRAIN), "search_algorithm": "grid"}, "unknown search algorithm 'grid'; choices: random, optuna"),
+        (TuneConfig, {"train": TrainConfig(**TRAIN), "search_algorithm": "tpe"}, "unknown search algorithm 'tpe'; choices: random"),
         (TuneConfig, {"train": TrainConfig(**TRAIN), "num_trials": 2}, "--num-trials needs a field to choose: one with choice, uniform or"),
         (TuneConfig, {"train": TrainConfig(**TRAIN), "search_algorithm": "optuna"}, "--search-algorithm optuna needs a field to choose"),
         (TuneConfig, {"train": TrainConfig(**TRAIN), "search": ("seed=grid:1", "seed=choice:2")}, "--search names seed twice"),

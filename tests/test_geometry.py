@@ -68,6 +68,31 @@ def test_the_middle_of_a_person_crop_is_15_scales_below_objpos():
     np.testing.assert_allclose(transform(frame_person((10.5, 20.25), 0.8, 64), [31.5, 31.5]), [10.5, 20.25 + 12])
 
 
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_turned_person_is_framed_as_in_the_upright_picture(orientation):
+    # The person stands upright in the upright picture, so that is where the square lies 15 scales below objpos.
+    width, height, size, center, scale = 400, 300, 64, np.array([120.0, 90.0]), 0.7
+    upright_size = (width, height) if orientation <= 4 else (height, width)
+    # What frame_image says of both pictures is how upright pixels lie among the stored ones.
+    to_stored = transform(frame_image(width, height, 1000, orientation), transform(invert(frame_image(*upright_size, 1000)), [center]))[0]
+    upright = transform(frame_person(center, scale, size), [[0, 0], [63, 0], [10, 50]])
+    expected = transform(frame_image(width, height, 1000, orientation), transform(invert(frame_image(*upright_size, 1000)), upright))
+    np.testing.assert_allclose(
+        transform(frame_person(to_stored, scale, size, orientation), [[0, 0], [63, 0], [10, 50]]), expected, atol=1e-9
+    )
+
+
+def test_a_person_that_is_not_turned_is_framed_by_mpii_alone():
+    np.testing.assert_array_equal(frame_person((10, 20), 0.5, 64, 1), frame_person((10, 20), 0.5, 64))
+
+
+def test_a_person_on_its_side_by_hand():
+    # Orientation 6: upright's down is stored's right. side = 250 px, centre (300 + 15, 200).
+    affine = frame_person((300, 200), 1.0, 250, 6)
+    np.testing.assert_allclose(transform(affine, [124.5, 124.5]), [315, 200])
+    np.testing.assert_allclose(transform(affine, [124.5, 224.5]), [415, 200])
+
+
 def test_pckh_at_half_a_head_is_five_percent_of_the_side():
     # MPII's scale is 0.6 x the head box's diagonal / 25 (data/README.md): head size = 25 * scale, half of it = 0.05 * 250 * scale.
     scale, size = 3.2, 256

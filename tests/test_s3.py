@@ -2,6 +2,8 @@
 
 import http.client
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.parse
@@ -179,6 +181,19 @@ def test_a_held_request_reaches_the_server_when_released_and_never_when_dropped(
     assert read(client, "held True") == DATA
     with pytest.raises(client.exceptions.NoSuchKey):
         read(client, "held False")
+
+
+def test_a_held_request_is_dropped_with_its_client(client: Any, proxy: FaultProxy) -> None:
+    program = f"""if True:
+        import boto3
+        boto3.client("s3", endpoint_url="{proxy.endpoint}").put_object(Bucket="{BUCKET}", Key="orphan", Body=b"x")
+    """
+    with proxy.holding("PUT", "/orphan$") as hold, subprocess.Popen([sys.executable, "-c", program]) as process:
+        hold.wait(60, lambda: process.poll() is None)
+        process.kill()
+        hold.wait_abandoned(20)
+    with pytest.raises(client.exceptions.NoSuchKey):
+        read(client, "orphan")
 
 
 def test_a_watch_counts_what_the_server_did_and_wakes_who_waits(client: Any, proxy: FaultProxy) -> None:
