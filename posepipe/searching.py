@@ -108,4 +108,5 @@ class Optuna(OptunaSearch):
 def _distribution(kind: str, values: Sequence[Any]) -> BaseDistribution:
     if kind in ("grid", "choice"):
         return CategoricalDistribution(list(values))
-    return FloatDistribution(*values, log=kind == "loguniform")
+    low, high = values
+    return FloatDistribution(low, high, log=kind == "loguniform")

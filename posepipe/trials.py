@@ -94,7 +94,7 @@ def _read_trial(uri: str, is_complete: bool) -> Trial:
     status = "under way" if not record["has_ended"] else "failed" if record["error"] else "stopped early"
     try:
         result = ray.train.Result.from_path(uri)
-    except RuntimeError:  # no checkpoint yet
+    except Exception:  # There is no checkpoint yet, or a lost machine left half of Ray's list of them.
         return Trial(*known, status, record["error"], [], None, None)
     scored = [pair for pair in result.best_checkpoints or [] if pair[1].get("objective") is not None]
     if not scored or result.checkpoint is None:
