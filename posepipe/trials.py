@@ -96,7 +96,8 @@ def _read_trial(uri: str, is_complete: bool) -> Trial:
         result = ray.train.Result.from_path(uri)
     except Exception:  # There is no checkpoint yet, or a lost machine left half of Ray's list of them.
         return Trial(*known, status, record["error"], [], None, None)
-    scored = [pair for pair in result.best_checkpoints or [] if pair[1].get("objective") is not None]
+    # An objective is a share; a checkpoint in the middle of an epoch has none, or one below.
+    scored = [pair for pair in result.best_checkpoints or [] if pair[1].get("objective", -1.0) >= 0]
     if not scored or result.checkpoint is None:
         return Trial(*known, status, record["error"], [], None, None)
     history = storage.read_json(storage.join_uri(_within(uri, result.checkpoint), HISTORY_FILE))
