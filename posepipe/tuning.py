@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 TRIALS_FILE = "trials.parquet"
 SWEEP_FILE = "sweep.json"
+MAX_REASON = 300  # characters; Ray's own reasons list the memory of a whole node
 OBJECTIVES = {"pose": "PCKh@0.5, official", "head": "mean IoU of the head box"}
 
 
@@ -133,10 +134,10 @@ def _run_trial(parameters: dict[str, Any], config: TuneConfig, data: training.Tr
     try:
         run = dataclasses.replace(config.train, **trial["parameters"], runs_uri=runs_uri, name=trial["name"])
         training.train(run, data, [TuneReportCallback()])
-    except ray.exceptions.RayActorError:
-        raise
     except Exception as error:
         storage.write_json(_error_uri(sweep_uri, trial["name"]), {"error": _reason(error)})
+        if isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError):
+            raise  # A lost node or a lack of memory: Tune tries again.
 
 
 def _reason(error: BaseException) -> str:
@@ -146,8 +147,13 @@ def _reason(error: BaseException) -> str:
         inner = [getattr(error, name, None) for name in ("controller_failure", "_base_exc", "cause")]
         found = next((each for each in [*failures, *inner] if isinstance(each, BaseException)), None)
         if found is None:
-            return f"{type(error).__name__}: {error}"
+            return _one_line(f"{type(error).__name__}: {error}")
         error = found
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}…"
 
 
 def _error_uri(sweep_uri: str, name: str) -> str:
@@ -169,7 +175,7 @@ class _Recorder(ray.tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).exists() else "no reason is known"
-        self._write(trial, has_ended=True, error=self._error(trial) or " ".join(text.split())[-500:])
+        self._write(trial, has_ended=True, error=self._error(trial) or _one_line(text))
 
     def _error(self, trial: Any) -> str | None:
         uri = _error_uri(self._sweep_uri, _name_of(trial))

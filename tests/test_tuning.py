@@ -101,7 +101,36 @@ def test_a_reason_is_what_went_wrong_inside_all_wrappers() -> None:
     assert tuning._reason(WorkerGroupError("", {1: inside})) == "ValueError: 3 train samples are too few"
     assert tuning._reason(ControllerError(error)) == "ValueError: 3 train samples are too few"
     assert tuning._reason(ray.exceptions.RayTaskError("f", "trace", error)) == "ValueError: 3 train samples are too few"
-    assert tuning._reason(MemoryError("none left")) == "MemoryError: none left"
+    assert tuning._reason(MemoryError("none\nleft")) == "MemoryError: none left"
+    assert len(tuning._reason(MemoryError("process " * 1000))) < 400
+
+
+def run_trial(monkeypatch: pytest.MonkeyPatch, folder: Path, error: Exception) -> str:
+    """Runs a trial whose training ends with `error`, and returns the reason in its folder."""
+
+    def train(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(tuning, "TuneReportCallback", lambda: None)
+    config = TuneConfig(train=TrainConfig(samples_uri="s", runs_uri=str(folder), name="sweep"))
+    try:
+        tuning._run_trial({"trial": {"name": "trial-000", "parameters": {"batch_size": 32}}}, config, None)  # type: ignore[arg-type]
+    finally:
+        reason = storage.read_json(str(folder / "sweep" / "trials" / "trial-000" / trials.ERROR_FILE))["error"]
+    return reason
+
+
+def test_a_trial_that_does_something_wrong_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert run_trial(monkeypatch, tmp_path, ValueError("unknown model")) == "ValueError: unknown model"
+    cause = FloatingPointError("the loss is nan")
+    assert run_trial(monkeypatch, tmp_path, WorkerGroupError("", {0: cause})) == "FloatingPointError: the loss is nan"
+
+
+def test_a_trial_whose_node_is_lost_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for error in (ray.exceptions.ActorDiedError(), ray.exceptions.OutOfMemoryError("full")):
+        with pytest.raises(ray.exceptions.RayError):
+            run_trial(monkeypatch, tmp_path, error)
 
 
 def test_more_than_the_cluster_has_is_refused(ray_session: None, person_samples: str, tmp_path: Path) -> None:
