@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,16 +63,16 @@ class IngestConfig:
             raise ValueError("--num-images and --repetitions must be at least 1")
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """The JPEGs of SHAPES in the folder, by their headers."""
+def find_pictures(folder: Path, shapes: Sequence[tuple[int, int]] = SHAPES) -> list[Path]:
+    """The JPEGs of these shapes in the folder, by their headers."""
     found = []
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in (".jpg", ".jpeg"):
             header = images.read_header(path.read_bytes())
-            if (header.width, header.height) in SHAPES:
+            if (header.width, header.height) in shapes:
                 found.append(path)
     if not found:
-        raise ValueError(f"{folder} has no JPEG of {' or '.join(f'{width}x{height}' for width, height in SHAPES)}")
+        raise ValueError(f"{folder} has no JPEG of {' or '.join(f'{width}x{height}' for width, height in shapes)}")
     return found
 
 

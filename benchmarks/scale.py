@@ -37,7 +37,7 @@ class ScaleConfig:
     """What grows with the number of pictures: wall time and memory of `jobs.score`, and the planning of long manifests."""
 
     images_uri: str
-    """Folder of JPEGs, of which those of 1280x720 and 1920x1080 are read."""
+    """Folder of JPEGs, of which those of 1280x720 are read."""
     checkpoint_uri: str
     """A run trained on image framing."""
     num_images: tuple[int, ...] = (1000, 5000, 20000)
@@ -82,11 +82,12 @@ _SCORE = """
 import os, sys, ray
 os.environ["RAY_worker_niceness"] = "0"
 ray.init(address="local", num_cpus={cpus}, object_store_memory={store}, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-from posepipe import scoring
+from posepipe import cluster, scoring
 from posepipe.config import ScoreConfig
+cluster.connect()
 scoring.score(ScoreConfig(checkpoint_uri=({checkpoint!r},), images_uri={manifest!r}, predictions_uri={out!r}, shard_size={shard}))
 from ray._private.internal_api import memory_summary
-print(memory_summary(stats_only=True))
+print(memory_summary(ray.get_runtime_context().gcs_address, stats_only=True))
 """
 
 
@@ -177,7 +178,7 @@ def main() -> None:
     config = tyro.cli(ScaleConfig)
     with tempfile.TemporaryDirectory(prefix="posepipe-scale-") as name:
         folder = Path(name)
-        paths = [str(path.resolve()) for path in find_pictures(Path(config.images_uri))]
+        paths = [str(path.resolve()) for path in find_pictures(Path(config.images_uri), [(1280, 720)])]
         scored, planned = [], []
         print(
             f"{'pictures':>9}{'seconds':>9}{'first commit':>14}{'ms/picture':>12}{'RSS GiB':>9}{'PSS GiB':>9}{'spilled MiB':>13}",

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from posepipe import fetching, images, overlays
+from posepipe import fetching, geometry, images, overlays
 from posepipe.results import Result, extremes
 from posepipe.retrying import StorageUnavailableError
 from posepipe.skeleton import NUM_JOINTS
@@ -34,7 +34,7 @@ class Case:
         values: the row, as PREDICTION names its values.
         person_error: see `People.person_error`; NaN where nothing is labelled.
         picture: JPEG, or None.
-        problem: why there is none.
+        problem: why there is none, or why it is drawn on grey.
         num_hidden: joints that are not drawn: outside the picture, of low confidence or missing.
     """
 
@@ -74,19 +74,22 @@ def _draw(values: dict[str, Any], min_confidence: float) -> tuple[bytes | None, 
     """The picture, or why there is none, and how many joints are not drawn on it."""
     if values["joints"] is None and values["head_box"] is None:
         return None, f"not predicted: {values['status']}", 0
-    if not values["uri"]:
-        return None, "no picture is named", 0
     try:
-        (data,) = fetching.fetch([values["uri"]], images.MAX_BYTES, PATIENCE)
+        if values["uri"]:
+            (data,) = fetching.fetch([values["uri"]], images.MAX_BYTES, PATIENCE)
+        else:
+            data = FileNotFoundError("no picture is named")
         if isinstance(data, OSError):
-            return None, f"the picture cannot be read: {type(data).__name__}", 0
-        overlay = overlays.overlay_rows(data, [values], min_confidence)
+            overlay = overlays.without_picture(overlays.overlay_rows(b"", [values], min_confidence))
+            problem = f"the picture cannot be read ({type(data).__name__})"
+        else:
+            overlay, problem = overlays.overlay_rows(data, [values], min_confidence), ""
         picture = overlays.draw_picture(overlay, PICTURE_WIDTH, PICTURE_HEIGHT)
         size = Image.open(io.BytesIO(overlay.image)).size
     except (OSError, ValueError, StorageUnavailableError, Image.DecompressionBombError) as error:
-        return None, f"the picture cannot be read: {type(error).__name__}", 0
-    num_hidden = 0 if overlay.joints is None else NUM_JOINTS - int(overlays.is_inside(overlay.joints, size).sum())
-    return picture, "", num_hidden
+        return None, f"the picture cannot be drawn ({type(error).__name__})", 0
+    num_hidden = 0 if overlay.joints is None else NUM_JOINTS - int(geometry.is_inside(overlay.joints, size).sum())
+    return picture, problem, num_hidden
 
 
 @dataclass(frozen=True)

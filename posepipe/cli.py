@@ -53,6 +53,11 @@ def user_errors() -> Iterator[None]:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    except (FileNotFoundError, PermissionError) as error:
+        if type(error).__name__.startswith("RayTaskError"):
+            raise
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
     except StorageUnavailableError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error

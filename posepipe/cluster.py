@@ -49,7 +49,7 @@ class Need:
 
 
 @dataclass(frozen=True)
-class NodeGroup:
+class _Group:
     """Nodes that are alike: how many there are or may be, what each offers, whether the autoscaler's limit counts them."""
 
     count: int
@@ -62,20 +62,20 @@ class NodeGroup:
         return int(min(limits, default=0))
 
 
-def _nodes() -> tuple[list[NodeGroup], float]:
+def _nodes() -> tuple[list[_Group], float]:
     """The nodes there are, or those that the autoscaler may start, and how many of the counted ones there may be at once."""
     reported = ray._private.state.state.get_cluster_config()
     groups = reported.node_group_configs if reported else ()
     if groups:
-        return [NodeGroup(group.max_count, dict(group.resources)) for group in groups], math.inf
+        return [_Group(group.max_count, dict(group.resources)) for group in groups], math.inf
     config = _bootstrap_config()
     if config is None:
-        return [NodeGroup(1, node["Resources"]) for node in ray.nodes() if node["Alive"]], math.inf
+        return [_Group(1, node["Resources"]) for node in ray.nodes() if node["Alive"]], math.inf
     limit = config.get("max_workers", 0)
     return [
-        NodeGroup(1, node.get("resources", {}))
+        _Group(1, node.get("resources", {}))
         if name == config["head_node_type"]
-        else NodeGroup(min(node.get("max_workers", limit), limit), node.get("resources", {}), is_counted=True)
+        else _Group(min(node.get("max_workers", limit), limit), node.get("resources", {}), is_counted=True)
         for name, node in config["available_node_types"].items()
     ], limit
 
@@ -120,7 +120,7 @@ def describe() -> str:
 
 def smallest_object_store(cpus: float = 1, gpus: float = 0) -> float:
     """Bytes of the smallest object store among the nodes that could take a process of so many CPUs and GPUs."""
-    nodes = [NodeGroup(1, node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    nodes = [_Group(1, node["Resources"]) for node in ray.nodes() if node["Alive"]]
     return min((node.resources.get("object_store_memory", 0.0) for node in nodes if node.num_units(cpus, gpus)), default=math.inf)
 
 
@@ -216,6 +216,6 @@ def _place(needs: Sequence[Need], is_largest_first: bool) -> int:
     return placed
 
 
-def _room(group: NodeGroup) -> list[float]:
+def _room(group: _Group) -> list[float]:
     """GPUs and CPUs of a node, in this order: of two nodes the one without GPUs is the smaller."""
     return [group.resources.get("GPU", 0.0), group.resources.get("CPU", 0.0)]

@@ -23,6 +23,9 @@ Scheduler = Literal["asha", "none"]
 SearchAlgorithm = Literal["random", "optuna"]
 
 
+MAX_PIXELS = 178_956_970
+
+
 def check_choice(what: str, value: str, choices: Sequence[str]) -> None:
     """Raises a ValueError that names the choices."""
     if value not in choices:
@@ -208,7 +211,7 @@ class ScoreConfig:
     cpus_per_actor: int = 1
     """CPUs (and torch threads) of each replica."""
     use_gpu: bool = False
-    """One GPU per replica; with a first stage its replicas have one half and those of the others the other."""
+    """One GPU per replica. With a first stage its replicas and the others share CPUs and GPUs half and half."""
     max_bytes: int = 128 * 2**20
     """Larger files are not read."""
     max_pixels: int = 89_478_485
@@ -228,6 +231,8 @@ class ScoreConfig:
         _check_choices(self)
         _check_at_least(self, batch_size=1, shard_size=1, num_actors=1, cpus_per_actor=1, num_overlays=0, limit=0)
         _check_at_least(self, max_bytes=1, max_pixels=1, takeover_after=1, price_per_hour=0)
+        if self.max_pixels > MAX_PIXELS:
+            raise ValueError(f"--max-pixels must be at most {MAX_PIXELS}, where Pillow draws its own line, got {self.max_pixels}")
         if bool(self.samples_uri) == bool(self.images_uri):
             raise ValueError("give either --samples-uri or --images-uri")
         if not 0 < self.sample_fraction <= 1:

@@ -13,11 +13,12 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,10 @@ from posepipe import geometry, images
 
 TIMEOUT = 60.0
 """Seconds one picture may take."""
+START_TIMEOUT = 120.0
 AHEAD = 2
-_LENGTHS = struct.Struct("<II")
+_LENGTHS = struct.Struct("<IQ")
+_MAX_HEADER, _MAX_DATA = 2**20, 2**40
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Decoder:
 
     def __init__(self) -> None:
         self._feeder = ThreadPoolExecutor(1)
-        self._process = self._start()
+        self._start()
 
     def decode_all(self, requests: Iterable[tuple[bytes, list[View], int]]) -> Iterator[Decoded]:
         """`decode` for each (data, views, max_pixels), in order; the process has up to `AHEAD` more than the one it works on."""
@@ -106,6 +109,8 @@ class Decoder:
                 self._restart()
 
     def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()  # type: ignore[union-attr]
         self._stop()
         self._feeder.shutdown()
 
@@ -123,12 +128,18 @@ class Decoder:
             waiting.extend((each, self._send(each)) for each in rest)
         return found
 
-    def _start(self) -> "subprocess.Popen[bytes]":
+    def _start(self) -> None:
         # Where this process finds its modules the new one has to find them too.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "posepipe.decoding"]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment)
+        answers, theirs = os.pipe()
+        # Answers have a pipe of their own: whatever prints must not get between them.
+        command = [sys.executable, "-m", "posepipe.decoding", str(theirs)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, bufsize=0, env=environment, pass_fds=[theirs])
+        os.close(theirs)
+        self._answers = os.fdopen(answers, "rb", buffering=0)
+        if _read_message(self._answers, START_TIMEOUT, 0) is None:
+            raise RuntimeError(f"the decoder's process does not start: {self._stop()}; command: {' '.join(command)}")
 
     def _stop(self) -> str:
         """Ends the process; says how it had ended, or that it had not."""
@@ -140,14 +151,16 @@ class Decoder:
             said = f"no answer in {TIMEOUT:g} s"
             process.kill()
             process.wait()
-        for pipe in (process.stdin, process.stdout):
+        # The feeder may still be writing into the pipe, whose number somebody else could get.
+        self._feeder.submit(lambda: None).result()
+        for pipe in (process.stdin, self._answers):
             with contextlib.suppress(BrokenPipeError):  # what was not sent yet
                 pipe.close()  # type: ignore[union-attr]
         return said
 
     def _restart(self) -> str:
         said = self._stop()
-        self._process = self._start()
+        self._start()
         return said
 
     def _send(self, request: tuple[bytes, list[View], int]) -> "Future[None]":
@@ -163,11 +176,7 @@ class Decoder:
 
     def _receive(self, request: tuple[bytes, list[View], int]) -> Decoded | None:
         """The next answer; None where the process died or hangs."""
-        stream: Any = self._process.stdout
-        # Unbuffered, so what select sees is what there is.
-        if not select.select([stream], [], [], TIMEOUT)[0]:
-            return None
-        message = _read_message(stream)
+        message = _read_message(self._answers, TIMEOUT, sum(3 * view.size**2 for view in request[1]))
         if message is None:
             return None
         answer, pixels = json.loads(message[0]), message[1]
@@ -193,20 +202,26 @@ def _write_message(stream: BinaryIO, header: bytes, data: bytes) -> None:
             view = view[stream.write(view) :]
 
 
-def _read_message(stream: BinaryIO) -> tuple[bytes, bytearray] | None:
-    """A header and its data; None at the end of the stream, wherever it comes."""
-    lengths = _read_exactly(stream, _LENGTHS.size)
+def _read_message(stream: BinaryIO, timeout: float | None, max_data: int) -> tuple[bytes, bytearray] | None:
+    """A header and its data; None at the end of the stream, after so many seconds, or where it cannot be a message."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    lengths = _read_exactly(stream, _LENGTHS.size, deadline)
     if lengths is None:
         return None
     num_header, num_data = _LENGTHS.unpack(lengths)
-    header, data = _read_exactly(stream, num_header), _read_exactly(stream, num_data)
+    if num_header > _MAX_HEADER or num_data > max_data:
+        return None
+    header, data = _read_exactly(stream, num_header, deadline), _read_exactly(stream, num_data, deadline)
     return None if header is None or data is None else (bytes(header), data)
 
 
-def _read_exactly(stream: BinaryIO, count: int) -> bytearray | None:
+def _read_exactly(stream: BinaryIO, count: int, deadline: float | None) -> bytearray | None:
     data = bytearray(count)
     view = memoryview(data)
     while view:
+        # The stream has no buffer, so what select sees is what there is.
+        if deadline is not None and not select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            return None
         got = stream.readinto(view)  # type: ignore[attr-defined]
         if not got:
             return None
@@ -215,14 +230,19 @@ def _read_exactly(stream: BinaryIO, count: int) -> bytearray | None:
 
 
 def main() -> None:
-    """Answers requests from stdin on stdout until stdin ends."""
-    # Whatever prints must not get between the answers.
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)
+    """Says hello and then answers requests from stdin, until stdin ends, on the file descriptor that the command line names."""
+    answers = os.fdopen(int(sys.argv[1]), "wb", buffering=0)
     requests = os.fdopen(0, "rb", buffering=0)
-    while (message := _read_message(requests)) is not None:
+    _write_message(answers, b"{}", b"")
+    while (message := _read_message(requests, None, _MAX_DATA)) is not None:
+        # A parent that was killed cannot end a picture that hangs.
+        signal.alarm(int(TIMEOUT) + 5)
         request = json.loads(message[0])
-        found = decode(bytes(message[1]), [View(*view) for view in request["views"]], request["max_pixels"])
+        try:
+            found = decode(bytes(message[1]), [View(*view) for view in request["views"]], request["max_pixels"])
+        except Exception as error:  # What nobody foresaw is a fact about this picture; the row carries it.
+            found = Decoded("corrupt", f"{type(error).__name__}: {error}")
+        signal.alarm(0)
         answer = {name: getattr(found, name) for name in ("status", "detail", "width", "height")}
         answer["crop_to_image"] = [affine.ravel().tolist() for affine in found.crop_to_image]
         _write_message(answers, json.dumps(answer).encode(), b"".join(crop.tobytes() for crop in found.crops))

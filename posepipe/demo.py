@@ -1,6 +1,7 @@
 """All of it, on a generated MPII-shaped data set or on a real one.
 
-Draw (or take) a data set, prepare samples, train both tasks, sweep the learning rate a little, score, draw a grid of predictions.
+Draw (or take) a data set, prepare samples, train both tasks, sweep the learning rate a little, score, draw a grid of predictions, write a
+report.
 """
 
 import dataclasses
@@ -9,8 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from posepipe import cluster, gallery, mpii, preparing, scoring, storage, synthetic, training, tuning
-from posepipe.config import DemoConfig, PrepareConfig, ScoreConfig, Task, TrainConfig, TuneConfig
+from posepipe import cluster, gallery, mpii, preparing, report, scoring, storage, synthetic, training, tuning
+from posepipe.config import DemoConfig, PrepareConfig, ReportConfig, ScoreConfig, Task, TrainConfig, TuneConfig
 from posepipe.progress import Progress
 
 GRID_FILE = "predictions.jpg"
@@ -27,6 +28,7 @@ class Outcome:
     sweep: dict[str, Any]
     minutes: dict[str, float]
     grid_uri: str
+    report_uri: str
     work_uri: str
 
 
@@ -74,7 +76,16 @@ def run(config: DemoConfig) -> Outcome:
     stage("sweep")
     grid_uri = storage.join_uri(work_uri, GRID_FILE)
     gallery.draw_overlays(predictions_uri, grid_uri, 12)
-    return Outcome(summary, sweep, minutes, grid_uri, work_uri)
+    written = report.build(
+        ReportConfig(
+            report_uri=storage.join_uri(work_uri, "report"),
+            predictions_uri=(predictions_uri,),
+            runs_uri=tuple(storage.join_uri(work_uri, "runs", task) for task in epochs),
+            title="The demo of posepipe",
+        )
+    )
+    stage("report")
+    return Outcome(summary, sweep, minutes, grid_uri, written["page_uri"], work_uri)
 
 
 def _train_config(config: DemoConfig, task: Task, epochs: int) -> TrainConfig:
@@ -134,5 +145,9 @@ def describe(outcome: Outcome) -> str:
     lines += ["person framing from the labels; the mean pose of the training labels is the floor", ""]
     spent = ", ".join(f"{name} {minutes:.1f}" for name, minutes in outcome.minutes.items())
     lines += [f"minutes: {spent}; {sum(outcome.minutes.values()):.1f} in all"]
-    lines += [f"pictures with predictions: {outcome.grid_uri}", f"everything else: {outcome.work_uri}/{{mpii,samples,runs,predictions}}"]
+    lines += [
+        f"report: {outcome.report_uri}",
+        f"pictures with predictions: {outcome.grid_uri}",
+        f"everything else: {outcome.work_uri}/{{mpii,samples,runs,predictions}}",
+    ]
     return "\n".join(lines)

@@ -60,6 +60,8 @@ class PoseCounts(_Addable):
     inversions: diagnosis.InversionCounts
     squared_220: metrics.SquaredErrorCounts
     """In the 220 frame, of the people whose picture's size is known."""
+    num_missing: int
+    """Scored joints without a prediction: misses at every threshold."""
     histogram: IntArray
     """(16, 21), see `diagnosis.error_histogram`."""
     slices: dict[Slice, PoseSlice]
@@ -160,6 +162,7 @@ def _count_pose(people: People, keys: Any, groups: dict[Slice, Any]) -> PoseCoun
         squared_220=metrics.squared_error_counts(
             people.joints[has_size] * scale, people.true_joints[has_size] * scale, annotated[has_size]
         ),
+        num_missing=int(np.isinf(errors).sum()),
         histogram=diagnosis.error_histogram(errors),
         slices=slices,
         resamples=_resample(keys, resampled),

@@ -45,6 +45,8 @@ def fetch(uris: Sequence[str], max_bytes: int, patience: float | None = None) ->
 
 
 def _read(filesystem: AbstractFileSystem, path: str, max_bytes: int, patience: float | None) -> Fetched:
+    if "\0" in path:
+        return OSError(errno.EINVAL, "a name cannot hold a zero byte")
     try:
         _check_size(retry(lambda: filesystem.size(path), patience), max_bytes)
         return retry(lambda: filesystem.cat_file(path), patience)

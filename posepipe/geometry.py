@@ -81,6 +81,12 @@ def invert(affine: ArrayLike) -> FloatArray:
     return np.column_stack([linear, -linear @ affine[:, 2]])
 
 
+def is_inside(points: ArrayLike, size: ArrayLike) -> NDArray[np.bool_]:
+    """Whether points (..., 2), image px, lie on pictures of this width and height (..., 2); those that are not finite do not."""
+    points = np.asarray(points, dtype=np.float64)
+    return np.all((points >= -0.5) & (points <= np.asarray(size, dtype=np.float64) - 0.5), axis=-1)
+
+
 def points_to_box(points: ArrayLike) -> FloatArray:
     """Two corners (..., 2, 2) in any order -> boxes (..., 4) x1, y1, x2, y2; a NaN corner stays NaN."""
     points = np.asarray(points, dtype=np.float64)

@@ -28,18 +28,19 @@ a { color: var(--accent); }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .34rem .8rem .34rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; overflow-wrap: normal; }
-th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
+th { font-weight: 600; color: var(--soft); vertical-align: bottom; white-space: normal; min-width: 4.2rem; max-width: 8rem; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
-td.text { white-space: normal; min-width: 9rem; max-width: 26rem; overflow-wrap: anywhere; }
+td.text { white-space: normal; min-width: 7.5rem; max-width: 26rem; overflow-wrap: anywhere; }
 td strong { font-size: 1.06rem; }
 td small { display: block; color: var(--soft); font-size: .78rem; }
 tr.floor td { color: var(--soft); }
 figure { margin: 0; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 1rem; align-items: start; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr)); gap: 1rem; align-items: start; }
 .plot { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .6rem; }
 .plot img { display: block; width: 100%; height: auto; max-width: 620px; margin: 0 auto; }
 .plot figcaption { color: #5b6570; padding: .4rem .3rem .1rem; }
-.cases { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(46%, 210px), 1fr)); gap: .8rem; }
+.cases { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(46%, 172px), 1fr)); gap: .8rem; }
+.cases.pairs { grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
 .case { background: var(--card); border: 1px solid var(--line); border-radius: 8px; overflow: hidden; font-size: .8rem; }
 .case img, .case .blank { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: #000; }
 .case .blank { display: grid; place-items: center; padding: 1rem; color: #ccc; background: #333; text-align: center; }
@@ -154,8 +155,8 @@ def case(pictures: Sequence[tuple[bytes | None, str]], bold: str, lines: Sequenc
     return f'<figure class="case">{body}<figcaption><b>{escape(bold)}</b>{text}{f"<br>{name}" if name else ""}</figcaption></figure>\n'
 
 
-def cases(parts: Sequence[str]) -> str:
-    return f'<div class="cases">{"".join(parts)}</div>'
+def cases(parts: Sequence[str], *, are_pairs: bool = False) -> str:
+    return f'<div class="cases{" pairs" * are_pairs}">{"".join(parts)}</div>'
 
 
 def film(frames: Sequence[tuple[bytes, str]]) -> str:
@@ -185,3 +186,19 @@ def preformatted(text: str) -> str:
 
 def _class(names: str) -> str:
     return f' class="{names}"' if names else ""
+
+
+def number(value: int) -> str:
+    return f"{value:,}"
+
+
+def count(value: int, one: str, many: str = "") -> str:
+    return f"{number(value)} {one if value == 1 else many or one + 's'}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def share_cell(count: int, total: int) -> Cell:
+    return Cell(percent(count / total), share=count / total)

@@ -75,8 +75,6 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     """
     if not data:
         raise ImageError("empty", "0 bytes")
-    if len(data) > MAX_BYTES:
-        raise ImageError("too_large", f"{len(data)} bytes, the limit is {MAX_BYTES}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

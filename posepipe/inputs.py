@@ -3,10 +3,11 @@
 The list is made once and kept with the run, so a run that goes on later is of the same pictures, whatever came into the bucket since.
 """
 
+import hashlib
 import io
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,13 +58,15 @@ def read_inputs(images_uri: str, *, limit: int = 0, sample_fraction: float = 1.0
     table = _read_manifest(images_uri) if is_manifest(images_uri) else _list_prefix(images_uri, without)
     if not table.num_rows:
         raise ValueError(f"no inputs: {'no rows in' if is_manifest(images_uri) else 'no files below'} {images_uri}")
+    # Named before some are chosen, so that a choice does not change names.
+    table = table.append_column("sample_id", _sample_ids(table["uri"]))
     if sample_fraction < 1:
         table = table.filter(pa.array(_sampled(table["uri"], sample_fraction)))
         if not table.num_rows:
             raise ValueError(f"--sample-fraction {sample_fraction} leaves none of the inputs of {images_uri}")
     if limit:
         table = table.slice(0, limit)
-    return table.append_column("sample_id", _sample_ids(table["uri"])).select(INPUT.names).cast(INPUT)
+    return table.select(INPUT.names).cast(INPUT)
 
 
 def _list_prefix(images_uri: str, without: str) -> pa.Table:
@@ -74,8 +77,11 @@ def _list_prefix(images_uri: str, without: str) -> pa.Table:
     if not parts:
         return pa.table({"uri": pa.array([], pa.string())})
     table = pa.concat_tables(parts)
-    if without:
-        table = table.filter(pc.invert(pc.starts_with(table["uri"], without.rstrip("/") + "/")))
+    results = storage.spell_below(without, images_uri) if without else None
+    if results == storage.spell_below(images_uri, images_uri):
+        raise ValueError(f"the predictions cannot go to {without}, which is the folder of the pictures; name one beside or below it")
+    if results:
+        table = table.filter(pc.invert(pc.starts_with(table["uri"], results)))
     return _complete(table.sort_by("uri"))
 
 
@@ -102,17 +108,21 @@ def _read_manifest(manifest_uri: str) -> pa.Table:
         raise ValueError(f"no manifest at {manifest_uri}") from error
     try:
         table = _parse_manifest(manifest_uri, data)
-    except (pa.ArrowInvalid, pa.ArrowKeyError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, KeyError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{manifest_uri} is no manifest: {error}") from error
     if "uri" not in table.column_names:
         raise ValueError(f"the manifest {manifest_uri} needs a column uri, it has {', '.join(table.column_names)}")
     try:
         kept = {name: pa.string() if name == "uri" else pa.float64() for name in table.column_names if name in ("uri", *_CENTER, *_BOX)}
         table = pa.table({name: table[name].cast(kind) for name, kind in kept.items()})
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, KeyError) as error:
         raise ValueError(f"the manifest {manifest_uri} has values of the wrong kind: {error}") from error
     if table["uri"].null_count or pc.any(pc.equal(table["uri"], "")).as_py():
         raise ValueError(f"the manifest {manifest_uri} has rows without a URI")
+    for scheme in pc.unique(
+        pc.list_element(pc.split_pattern(table["uri"], "://", max_splits=1), 0).filter(pc.match_substring(table["uri"], "://"))
+    ):
+        storage.open_filesystem(f"{scheme}://")
     table = table.set_column(table.column_names.index("uri"), "uri", _absolute(table["uri"], posixpath.dirname(manifest_uri)))
     # Rows of one picture keep their order: their place tells them apart.
     order = table.append_column("row", pa.array(np.arange(table.num_rows))).sort_by([("uri", "ascending"), ("row", "ascending")])
@@ -126,7 +136,7 @@ def _parse_manifest(manifest_uri: str, data: bytes) -> pa.Table:
     if manifest_uri.lower().endswith(".csv"):
         options = pyarrow.csv.ConvertOptions(column_types={"uri": pa.string()}, strings_can_be_null=True)
         return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
-    lines = [line.strip() for line in data.decode().splitlines()]
+    lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
     return pa.table({"uri": pa.array([line for line in lines if line], pa.string())})
 
 
@@ -181,7 +191,13 @@ def _sample_ids(uris: pa.ChunkedArray) -> pa.ChunkedArray:
     starts = np.maximum.accumulate(np.where(is_repeated, 0, places))
     is_several = is_repeated | np.r_[is_repeated[1:], False]
     numbers = pa.array(places - starts).cast(pa.string())
-    return pa.chunked_array([pc.if_else(pa.array(is_several), pc.binary_join_element_wise(flat, numbers, "#"), flat)])
+    mark = "#"
+    while True:
+        ids = pc.if_else(pa.array(is_several), pc.binary_join_element_wise(flat, numbers, mark), flat)
+        # A picture may really be called a.jpg#0.
+        if pc.count_distinct(ids).as_py() == len(ids):
+            return pa.chunked_array([ids])
+        mark += "#"
 
 
 def _sampled(uris: pa.ChunkedArray, fraction: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -189,20 +205,33 @@ def _sampled(uris: pa.ChunkedArray, fraction: float) -> np.ndarray[Any, np.dtype
     return np.fromiter((int(storage.sha256(uri.encode())[:8], 16) < limit for uri in uris.to_pylist()), bool, len(uris))
 
 
-def write_inputs(run_uri: str, table: pa.Table, shard_size: int) -> list[dict[str, Any]]:
-    """Stores the list, a row group per shard, so that a task reads its own; returns file, rows and sha256 of each file."""
+def fingerprint(table: pa.Table) -> str:
+    """sha256 of the values of an INPUT table, whatever the library that stores it."""
+    digest = hashlib.sha256()
+    for name in table.column_names:
+        digest.update(name.encode())
+        for start in range(0, table.num_rows, _CHUNK):
+            column = table[name].slice(start, _CHUNK)
+            if pa.types.is_string(column.type):
+                digest.update("\0".join("\1" if value is None else value for value in column.to_pylist()).encode() + b"\0")
+            else:
+                digest.update(column.cast(pa.float64()).to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()
+
+
+def write_inputs(run_uri: str, table: pa.Table, shard_size: int) -> list[str]:
+    """Stores the list, a row group per shard, so that a task reads its own; returns the files, which are named after their bytes."""
     files = []
     for number, start in enumerate(range(0, table.num_rows, shard_size * SHARDS_PER_FILE)):
         part = table.slice(start, shard_size * SHARDS_PER_FILE)
         data = storage.to_parquet(part, row_group_size=shard_size)
-        name = f"{INPUTS_FOLDER}/part-{number:05d}.parquet"
-        storage.write_bytes(storage.join_uri(run_uri, name), data)
-        files.append({"file": name, "rows": part.num_rows, "sha256": storage.sha256(data)})
+        files.append(f"{INPUTS_FOLDER}/part-{number:05d}-{storage.sha256(data)[:12]}.parquet")
+        storage.write_bytes(storage.join_uri(run_uri, files[-1]), data)
     return files
 
 
-def read_shard(run_uri: str, shard: int) -> list[dict[str, Any]]:
-    """The INPUT rows of one shard."""
+def read_shard(run_uri: str, files: Sequence[str], shard: int) -> list[dict[str, Any]]:
+    """The INPUT rows of one shard; files: of `write_inputs`."""
     file, group = divmod(shard, SHARDS_PER_FILE)
-    data = storage.read_bytes(storage.join_uri(run_uri, INPUTS_FOLDER, f"part-{file:05d}.parquet"))
+    data = storage.read_bytes(storage.join_uri(run_uri, files[file]))
     return pq.ParquetFile(pa.BufferReader(data)).read_row_group(group).to_pylist()

@@ -13,6 +13,7 @@ lost its place and does not know it yet can do no harm: parts are named after th
 neither is ever replaced.
 """
 
+import contextlib
 import json
 import os
 import posixpath
@@ -74,10 +75,14 @@ class Writer:
         self._thread.join()
         if not self._lost.is_set():
             self._state["released"] = True
-            storage.write_bytes(self._uri(self._number), self._content())
+            # Where the storage is gone the successor has to wait for a sign of life; the error that ends this run is the one to see.
+            with contextlib.suppress(OSError, StorageUnavailableError):
+                storage.write_bytes(self._uri(self._number), self._content(), patience=0)
 
-    def check(self) -> None:
-        """Raises LostRunError where another writer has taken over."""
+    def check(self, is_fresh: bool = False) -> None:
+        """Raises LostRunError where another writer has taken over, as of the last sign of life or, if `is_fresh`, of now."""
+        if is_fresh and storage.exists(self._uri(self._number + 1)):
+            self._lost.set()
         if self._lost.is_set():
             raise LostRunError(f"{posixpath.dirname(self._folder)} was taken over by another writer while this one gave no sign of life")
 
@@ -103,11 +108,11 @@ class Writer:
     def _beat(self) -> None:
         while not self._end.wait(self._timeout / _BEATS_PER_TIMEOUT):
             try:
-                if storage.exists(self._uri(self._number + 1)):
+                if storage.exists(self._uri(self._number + 1), patience=0):
                     self._lost.set()
                     return
                 self._state["beat"] += 1  # type: ignore[operator]
-                storage.write_bytes(self._uri(self._number), self._content())
+                storage.write_bytes(self._uri(self._number), self._content(), patience=0)
             except (OSError, StorageUnavailableError):
                 continue  # no sign of life: whoever waits for one decides
 
@@ -131,7 +136,9 @@ def read_run(run_uri: str) -> dict[str, Any] | None:
 
 
 def write_run(run_uri: str, run: dict[str, Any]) -> None:
-    storage.write_json(storage.join_uri(run_uri, RUN_FILE), run)
+    """Writes what the run is of, once; LostRunError where another writer was first."""
+    if not storage.create_bytes(storage.join_uri(run_uri, RUN_FILE), storage.to_json(run)):
+        raise LostRunError(f"another writer has planned {run_uri} in the meantime")
 
 
 def require_same(run_uri: str, older: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from posepipe.geometry import is_inside
 from posepipe.skeleton import JOINT_NAMES, LIMBS, NUM_JOINTS
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -17,6 +18,7 @@ LEFT_COLOUR, RIGHT_COLOUR, MIDDLE_COLOUR, BOX_COLOUR, MISS_COLOUR = "#56B4E9", "
 TRUTH_COLOUR = "#FFFFFF"
 CAPTION_HEIGHT = 24
 TILE = 400
+MAX_GREY = 8192  # px
 LEGEND_HEIGHT = 30
 
 
@@ -73,8 +75,25 @@ def overlay_rows(picture: bytes, rows: Sequence[dict[str, Any]], min_confidence:
     if not len(shown):
         return Overlay(picture, "  ".join(said), joints, errors, box, None, true_joints, true_box)
     low, high = shown.min(axis=0), shown.max(axis=0)
-    room = (0.25 if joints is not None else 3.0) * (high - low).max()
-    return Overlay(picture, "  ".join(said), joints, errors, box, np.concatenate([low - room, high + room]), true_joints, true_box)
+    reach = (0.75 if joints is not None else 3.5) * max(float((high - low).max()), 1.0)
+    middle = (low + high) / 2
+    return Overlay(picture, "  ".join(said), joints, errors, box, np.concatenate([middle - reach, middle + reach]), true_joints, true_box)
+
+
+def without_picture(overlay: Overlay) -> Overlay:
+    """The same on a grey square in place of a picture that nobody has; ValueError where it would be larger than any picture."""
+    if overlay.focus is None:
+        raise ValueError("there is nothing to draw")
+    x1, y1, x2, _ = overlay.focus
+    side = math.ceil(x2 - x1)
+    if side > MAX_GREY:
+        raise ValueError(f"expected at most {MAX_GREY} px to draw, got {side}")
+    sink = io.BytesIO()
+    Image.new("RGB", (side, side), "#555b61").save(sink, "PNG")
+    corner = np.array([x1, y1])
+    joints, true_joints = (None if part is None else part - corner for part in (overlay.joints, overlay.true_joints))
+    box, true_box = (None if part is None else part - np.tile(corner, 2) for part in (overlay.head_box, overlay.true_head_box))
+    return Overlay(sink.getvalue(), overlay.caption, joints, overlay.joint_errors, box, None, true_joints, true_box)
 
 
 def _first(rows: Sequence[dict[str, Any]], name: str) -> NDArray[np.float64] | None:
@@ -123,6 +142,8 @@ def _draw_part(overlay: Overlay, inner: tuple[int, int]) -> Image.Image:
     picture = Image.open(io.BytesIO(overlay.image)).convert("RGB")
     x1, y1, x2, y2 = (0, 0, picture.width, picture.height) if overlay.focus is None else overlay.focus
     x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(float(picture.width), x2), min(float(picture.height), y2)
+    if x2 <= x1 or y2 <= y1:  # all of it lies beside the picture
+        x1, y1, x2, y2 = 0.0, 0.0, float(picture.width), float(picture.height)
     part = picture.crop((int(x1), int(y1), max(int(x1) + 1, math.ceil(x2)), max(int(y1) + 1, math.ceil(y2))))
     scale = min(inner[0] / part.width, inner[1] / part.height)
     part = ImageOps.contain(part, inner, Image.Resampling.LANCZOS)
@@ -147,11 +168,6 @@ def _draw_part(overlay: Overlay, inner: tuple[int, int]) -> Image.Image:
                     draw.line([x, y, *place(overlay.true_joints[joint])], fill=MISS_COLOUR, width=2)
                 draw.ellipse([x - 8, y - 8, x + 8, y + 8], outline=MISS_COLOUR, width=3)
     return part
-
-
-def is_inside(joints: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """(N,) which joints (N, 2), image px, lie on a picture of this width and height; those that are not finite do not."""
-    return np.all((joints >= -0.5) & (joints < np.array(size) - 0.5), axis=1)
 
 
 def _draw_truth(draw: ImageDraw.ImageDraw, overlay: Overlay, place: Callable[[NDArray[np.float64]], tuple[float, float]]) -> None:
@@ -184,7 +200,7 @@ def _colour(*joints: int) -> str:
 def _draw_legend(draw: ImageDraw.ImageDraw, top: int, entries: Sequence[tuple[str, str]]) -> None:
     x = 8.0
     for colour, text in entries:
-        draw.rectangle([x, top + 9, x + 14, top + 23], fill=colour)
+        draw.rectangle([x, top + 9, x + 14, top + 23], fill=colour, outline="black")
         draw.text((x + 20, top + 8), text, fill="black", font=_font())
         x += 20 + draw.textlength(text, font=_font()) + 24
 

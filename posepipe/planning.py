@@ -12,9 +12,9 @@ from posepipe.config import ScoreConfig
 from posepipe.models import read_model_config
 from posepipe.predicting import Checkpoint
 
-# Reading waits for the storage half of the time, and where the model is quick all cores should decode. It is not what an actor takes: Ray
-# would fuse the two and read no shard beside the actor.
-READER_CPUS = 0.5
+# Reading waits for the storage half of the time, and where the model is quick all cores should decode. It is not what an actor takes, nor
+# half of it: Ray would fuse the two and read no shard beside the actor.
+READER_CPUS = 0.4
 _NO_PEOPLE = (
     "the checkpoint was trained on person framing, which needs to know where the person is: give --first-stage-uri, "
     "a manifest with center_x, center_y and scale or a box per row, or a checkpoint that was trained on image framing"
@@ -32,7 +32,8 @@ class Plan:
         specs: of each shard, what ShardReader needs beside the stored inputs.
         counts: inputs of each shard.
         num_bytes: of the pictures, None where not known.
-        table: the INPUT rows, where they are not stored yet.
+        files: of the stored inputs, below the run's folder; none before they are stored, and none of samples.
+        table: the INPUT rows, where they had to be read.
     """
 
     identity: dict[str, Any]
@@ -41,6 +42,7 @@ class Plan:
     specs: list[dict[str, Any]]
     counts: list[int]
     num_bytes: int | None = None
+    files: list[str] = dataclasses.field(default_factory=list)
     table: pa.Table | None = None
 
     @property
@@ -97,36 +99,38 @@ def plan_run(
     images_uri = storage.resolve_uri(config.images_uri)
     names = ("shard_size", "limit", "sample_fraction", "max_bytes", "max_pixels")
     identity |= {"images_uri": images_uri, **{name: getattr(config, name) for name in names}}
-    older = run["identity"] if run else {}
-    if run and not inputs.is_manifest(images_uri) and all(older.get(name) == value for name, value in identity.items()):
-        # A prefix stands for what was listed when the run began.
-        counts = _cut(run["num_inputs"], config.shard_size)
-        return Plan(older, models, first_stage, [{}] * len(counts), counts, run["num_bytes"])
     needs_people = models[0].framing == "person" and not first_stage
     # A prefix has no people; it is not listed to find that out.
     if needs_people and not inputs.is_manifest(images_uri):
         raise ValueError(_NO_PEOPLE)
+    # Another model is refused before anything is listed; for another place the hash of its list is part of the message.
+    if run and run["identity"].get("images_uri") == images_uri:
+        journal.require_same(run_uri, run["identity"], identity)
+        if not inputs.is_manifest(images_uri):
+            # A prefix stands for what was listed when the run began.
+            counts = _cut(run["num_inputs"], config.shard_size)
+            return Plan(run["identity"], models, first_stage, [{}] * len(counts), counts, run["num_bytes"], run["files"])
     table = inputs.read_inputs(images_uri, limit=config.limit, sample_fraction=config.sample_fraction, without=run_uri)
     if needs_people and table["scale"].null_count == table.num_rows:
         raise ValueError(_NO_PEOPLE)
-    identity["inputs"] = {"sha256": storage.sha256(storage.to_parquet(table))}
+    identity["inputs"] = {"sha256": inputs.fingerprint(table)}
     if run:
-        journal.require_same(run_uri, older, identity)
+        journal.require_same(run_uri, run["identity"], identity)
     counts = _cut(table.num_rows, config.shard_size)
     num_bytes = None if table["size"].null_count else int(np.sum(table["size"].to_numpy()))
-    return Plan(identity, models, first_stage, [{}] * len(counts), counts, num_bytes, table)
+    return Plan(identity, models, first_stage, [{}] * len(counts), counts, num_bytes, run["files"] if run else [], table)
 
 
 def _cut(num_inputs: int, shard_size: int) -> list[int]:
     return [min(shard_size, num_inputs - start) for start in range(0, num_inputs, shard_size)]
 
 
-def store_plan(config: ScoreConfig, plan: Plan, run_uri: str) -> None:
-    """Writes the list of inputs and then what the run is of."""
-    run = {"identity": plan.identity, "num_inputs": plan.num_inputs, "num_bytes": plan.num_bytes, "files": []}
-    if plan.table is not None:
-        run["files"] = inputs.write_inputs(run_uri, plan.table, config.shard_size)
+def store_plan(config: ScoreConfig, plan: Plan, run_uri: str) -> Plan:
+    """Writes the list of inputs and then what the run is of; returns the plan with the files of the list."""
+    files = [] if plan.table is None else inputs.write_inputs(run_uri, plan.table, config.shard_size)
+    run = {"identity": plan.identity, "num_inputs": plan.num_inputs, "num_bytes": plan.num_bytes, "files": files}
     journal.write_run(run_uri, run)
+    return dataclasses.replace(plan, files=files, table=None)
 
 
 def _sample_shards(config: ScoreConfig, models: list[Checkpoint]) -> tuple[list[dict[str, Any]], list[int], dict[str, Any]]:
@@ -151,10 +155,15 @@ def _sample_shards(config: ScoreConfig, models: list[Checkpoint]) -> tuple[list[
     return specs, counts, {"samples_fingerprint": samples.fingerprint(manifest), "split": config.split}
 
 
+def actor_share(config: ScoreConfig, first_stage: Checkpoint | None) -> tuple[float, float]:
+    """CPUs and GPUs that Ray counts for an actor: the two stages take turns, so they share what one of them would have."""
+    stages = 2 if first_stage else 1
+    return config.cpus_per_actor / stages, int(config.use_gpu) / stages
+
+
 def require_cluster(config: ScoreConfig, first_stage: Checkpoint | None) -> None:
     """Refuses a run whose actors and one task that reads the cluster cannot hold."""
-    gpus = int(config.use_gpu) / (2 if first_stage else 1)
-    actors = cluster.Need("actors", config.num_actors, config.cpus_per_actor, gpus)
+    actors = cluster.Need("actors", config.num_actors, *actor_share(config, first_stage))
     needs = [actors, *([dataclasses.replace(actors, name="first-stage actors")] if first_stage else [])]
     needs.append(cluster.Need("reading", 1, READER_CPUS))
     cluster.require(f"scoring with {config.num_actors} actors", needs, hint="change --num-actors, --cpus-per-actor or --use-gpu")
@@ -163,7 +172,7 @@ def require_cluster(config: ScoreConfig, first_stage: Checkpoint | None) -> None
 def dry_run(config: ScoreConfig) -> str:
     """What there is to do and what the cluster offers, for people; nothing is written."""
     models, first_stage = load_checkpoints(config)
-    plan = plan_run(config, models, first_stage, None, "")
+    plan = plan_run(config, models, first_stage, None, storage.resolve_uri(config.predictions_uri) if config.predictions_uri else "")
     size = "unknown size" if plan.num_bytes is None else f"{plan.num_bytes / 2**30:.2f} GiB"
     lines = [f"inputs: {plan.num_inputs} in {len(plan.counts)} shards of up to {max(plan.counts)}, {size}"]
     for name, model in [*((f"{model.task} model", model) for model in models), *([("first stage", first_stage)] if first_stage else [])]:

@@ -28,13 +28,18 @@ STYLES = ("-", "--", ":", "-.")
 WIDTH = 5.4  # inch
 DPI = 150
 MAX_POINTS = 4000
+MAX_BARS = 3  # of runs
 
 
 def per_joint(rows: Sequence[Row], runs: Sequence[str]) -> bytes:
-    """Bars of PCKh@0.5 of each joint (rows of `scores.joint_rows`), with intervals; pelvis and thorax are pale, they do not count."""
+    """PCKh@0.5 of each joint (rows of `scores.joint_rows`) with intervals; pelvis and thorax are pale, they do not count.
+
+    Bars, or dots where there are more runs than bars can be told apart.
+    """
     joints = list(dict.fromkeys(row["joint"] for row in rows))
     order = sorted(joints, key=lambda name: (_ORDER.index(name.split("_")[-1]), name))
-    figure, axes = _figure(1.2 + len(order) * max(0.22, 0.085 * len(runs) + 0.05))
+    is_bars = len(runs) <= MAX_BARS
+    figure, axes = _figure(1.2 + len(order) * (0.1 + 0.15 * len(runs) if is_bars else 0.36))
     height = 0.8 / len(runs)
     for index, run in enumerate(runs):
         found = {row["joint"]: row for row in rows if row["run"] == run}
@@ -43,10 +48,17 @@ def per_joint(rows: Sequence[Row], runs: Sequence[str]) -> bytes:
             if np.isnan(row["pckh"]):
                 continue
             y = place + (index - (len(runs) - 1) / 2) * height
-            axes.barh(y, row["pckh"], height * 0.92, color=_colour(index), alpha=1.0 if row["in_pckh"] else 0.35)
+            alpha = 1.0 if row["in_pckh"] else 0.35
+            if is_bars:
+                axes.barh(y, row["pckh"], height * 0.92, color=_colour(index), alpha=alpha)
+            else:
+                axes.plot(row["pckh"], y, "o", color=_colour(index), alpha=alpha, markersize=4)
             if np.isfinite(row["low"]):
-                axes.plot([row["low"], row["high"]], [y, y], color="#222222", linewidth=1.1)
-        axes.barh(np.nan, np.nan, color=_colour(index), label=run)
+                axes.plot([row["low"], row["high"]], [y, y], color="#222222" if is_bars else _colour(index), linewidth=1.1)
+        if is_bars:
+            axes.barh(np.nan, np.nan, color=_colour(index), label=run)
+        else:
+            axes.plot([], [], "o-", color=_colour(index), label=run)
     axes.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, 100)
@@ -121,6 +133,7 @@ def unit_histogram(histograms: Mapping[str, IntArray], label: str) -> bytes:
 def slices(rows: Sequence[Row], runs: Sequence[str]) -> bytes:
     """Scores of groups with their intervals (rows of `scores.slice_rows`), one line per group."""
     groups = list(dict.fromkeys((row["by"], row["group"]) for row in rows))
+    people = {group: max(row["people"] for row in rows if (row["by"], row["group"]) == group) for group in groups}
     figure, axes = _figure(1.1 + 0.27 * len(groups) + 0.02 * len(groups) * len(runs))
     for index, run in enumerate(runs):
         offset = (index - (len(runs) - 1) / 2) * 0.6 / len(runs)
@@ -128,12 +141,12 @@ def slices(rows: Sequence[Row], runs: Sequence[str]) -> bytes:
             y = groups.index((row["by"], row["group"])) + offset
             if np.isfinite(row["low"]):
                 axes.plot([row["low"], row["high"]], [y, y], color=_colour(index), linewidth=1.6)
-            axes.plot(row["value"], y, "o", color=_colour(index), markersize=4.5)
+            axes.plot(row["value"], y, "o", color=_colour(index), markersize=4.5, clip_on=False, zorder=3)
         axes.plot([], [], "o-", color=_colour(index), label=run)
     for place in range(1, len(groups)):
         if groups[place][0] != groups[place - 1][0]:
             axes.axhline(place - 0.5, color="#bbbbbb", linewidth=0.8)
-    axes.set_yticks(range(len(groups)), [_shortened(group) for _, group in groups])
+    axes.set_yticks(range(len(groups)), [f"{_shortened(group)}  ({people[by, group]:,})" for by, group in groups])
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("PCKh@0.5, official, %" if rows[0]["measure"] == "pckh" else "head boxes with IoU ≥ 0.5, %")
@@ -141,8 +154,10 @@ def slices(rows: Sequence[Row], runs: Sequence[str]) -> bytes:
     return _png(figure)
 
 
-def training(history: Sequence[Row], names: Sequence[tuple[str, str, str]], label: str, scale: float = 1.0) -> bytes:
-    """Values over the epochs; names: (key in the history, legend, line style)."""
+def training(
+    history: Sequence[Row], names: Sequence[tuple[str, str, str]], label: str, scale: float = 1.0, floor: float | None = None
+) -> bytes:
+    """Values over the epochs; names: (key in the history, legend, line style); floor: what the mean pose scores."""
     figure, axes = _figure(3.0)
     for index, (key, legend, style) in enumerate(names):
         points = [(row["epoch"], scale * row[key]) for row in history if row.get(key) is not None]
@@ -151,6 +166,8 @@ def training(history: Sequence[Row], names: Sequence[tuple[str, str, str]], labe
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if floor is not None:
+        axes.axhline(scale * floor, color="#555555", linewidth=1, linestyle="-.", label="floor of the solid line")
     if scale == 100:
         axes.set_ylim(0, 100)
     _legend(figure, axes, [legend for _, legend, _ in names])

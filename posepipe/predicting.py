@@ -106,13 +106,10 @@ class FirstStage:
         people = iter([find_person(each, TASKS[model.config.task].is_box) for each in points])
         framed = []
         for item, known in zip(read["inputs"], read["known"], strict=True):
-            if known["status"] != "ok":
-                item = {**item, **{name: known.get(name) for name in ("status", "detail", "width", "height")}}
-            else:
-                person = next(people)
-                if item["scale"] is None:
-                    item = {**item, **person}
-            framed.append(item)
+            person = {} if known["status"] != "ok" else next(people)
+            if item["scale"] is not None:
+                person = {}
+            framed.append({**item, **{name: known.get(name) for name in ("status", "detail", "width", "height")}, **person})
         return {"shard": row["shard"], "inputs": pickle.dumps(framed), "done": ""}
 
 
@@ -172,7 +169,8 @@ class Predictor:
             columns |= (_box_columns if TASKS[model.config.task].is_box else _joint_columns)(points, confidence, labels)
         good = [known for known in read["known"] if known["status"] == "ok"]
         if "joints" in columns:
-            columns["is_inside"] = _is_inside(columns["joints"], good)
+            sizes = np.array([(row["width"], row["height"]) for row in good], dtype=np.float64).reshape(-1, 1, 2)
+            columns["is_inside"] = geometry.is_inside(columns["joints"].reshape(-1, NUM_JOINTS, 2), sizes)
         rows = [{**known, **self._constants} for known in read["known"]]
         for place, target in enumerate(target for target in rows if target["status"] == "ok"):
             target |= {name: values[place] for name, values in columns.items()}
@@ -213,13 +211,6 @@ def _label_columns(labels: dict[str, Any]) -> dict[str, Any]:
         "is_visible": labels["is_visible"],
         **{name: _nullable(labels[name]) for name in ("head_size", "head_bone")},
     }
-
-
-def _is_inside(joints: NDArray[np.float64], rows: Sequence[dict[str, Any]]) -> NDArray[np.bool_]:
-    """(N, 16) whether a joint lies on the picture of its row; joints (N, 32) image px."""
-    sizes = np.array([(row["width"], row["height"]) for row in rows], dtype=np.float64).reshape(-1, 1, 2)
-    points = joints.reshape(-1, NUM_JOINTS, 2)
-    return np.all((points >= -0.5) & (points <= sizes - 0.5), axis=2)
 
 
 def _examples(rows: Sequence[dict[str, Any]]) -> dict[str, list[list[str]]]:

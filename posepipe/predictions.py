@@ -12,6 +12,8 @@ import pyarrow as pa
 from posepipe import storage
 from posepipe.skeleton import NUM_JOINTS
 
+SUMMARY_FILE = "summary.json"
+
 PREDICTION = pa.schema(
     [
         pa.field("sample_id", pa.string(), metadata={"doc": "of the sample, or of the input: its URI, and #k where it has several rows"}),

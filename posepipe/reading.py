@@ -25,6 +25,7 @@ class ShardReader:
 
     Attributes:
         run_uri: the scoring run's folder.
+        files: of its inputs, below it.
         done_uri: where its done records lie.
         framing: of the models.
         sizes: crop px, each once.
@@ -33,6 +34,7 @@ class ShardReader:
     """
 
     run_uri: str
+    files: tuple[str, ...]
     done_uri: str
     framing: str
     sizes: tuple[int, ...]
@@ -49,7 +51,8 @@ class ShardReader:
         if spec.get("samples") or spec.get("failed"):
             rows, crops = self._read_samples(spec)
         else:
-            rows, crops = self._read_images(pickle.loads(row["inputs"]) if "inputs" in row else inputs.read_shard(self.run_uri, shard))
+            wanted = pickle.loads(row["inputs"]) if "inputs" in row else inputs.read_shard(self.run_uri, self.files, shard)
+            rows, crops = self._read_images(wanted)
         pixels = b"".join(crop.tobytes() for of_size in crops for crop in of_size)
         return {"shard": shard, "rows": pickle.dumps(rows), "pixels": pixels, "done": ""}
 

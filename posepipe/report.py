@@ -16,7 +16,7 @@ import pyarrow.csv
 import posepipe
 from posepipe import arrays, cases, comparing, plots, report_page, runs, scores, sources, storage, truths
 from posepipe.config import ReportConfig
-from posepipe.report_page import Material
+from posepipe.material import Material
 from posepipe.results import Result, evaluate
 
 logger = logging.getLogger(__name__)
@@ -46,11 +46,12 @@ def build(config: ReportConfig) -> dict[str, Any]:
     trained = runs.read_runs(config.runs_uri)
     results = [evaluate(source) for source in opened]
     tables = _tables(results)
-    drawn = {result.source.name: cases.choose_cases(result, config.num_cases, config.min_confidence) for result in results[:MAX_DRAWN_RUNS]}
+    models = [result for result in results if result.source.name != sources.MEAN_POSE]
+    drawn = {result.source.name: cases.choose_cases(result, config.num_cases, config.min_confidence) for result in models[:MAX_DRAWN_RUNS]}
     comparisons = [
         found
-        for other in results[1 : 1 + MAX_COMPARISONS]
-        if (found := comparing.compare(results[0], other, config.num_cases, config.min_confidence))
+        for other in models[1 : 1 + MAX_COMPARISONS]
+        if (found := comparing.compare(models[0], other, config.num_cases, config.min_confidence))
     ]
     for number, comparison in enumerate(comparisons, 1):
         tables[f"comparison_{number}"] = comparison.table
@@ -110,8 +111,8 @@ def _tables(results: Sequence[Result]) -> dict[str, pa.Table]:
 
 def _floor(result: Result, results: Sequence[Result]) -> dict[str, Any]:
     """Fractions by measure: of the summary of jobs.score, or of the mean pose of the truth."""
-    if "floor" in result.source.summary:
-        return result.source.summary["floor"]
+    if result.source.floor:
+        return result.source.floor
     for other in results:
         if other.source.name == sources.MEAN_POSE and other is not result and not result.source.summary:
             return {row["measure"]: row["value"] / 100 for row in scores.score_rows("", other.counts, {}) if row["unit"] == "%"}
@@ -169,7 +170,7 @@ def _plots(
             run.config["task"]
         ]
         lines = ((f"train_{metric}", "train", "--"), (f"val_{metric}", "validation", "-"), (*extra, ":"))
-        found[f"score_{run.name}"] = plots.training(run.history, lines, label, scale=100)
+        found[f"score_{run.name}"] = plots.training(run.history, lines, label, 100, run.result["floor"].get(metric))
     return found
 
 

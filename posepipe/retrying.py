@@ -12,7 +12,17 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    MetadataRetrievalError,
+    ParamValidationError,
+)
+from botocore.exceptions import ConnectionError as S3ConnectionError
+from botocore.parsers import ResponseParserError
 
 T = TypeVar("T")
 
@@ -33,15 +43,27 @@ _LASTING_ERRNOS = {
 }  # fmt: skip
 
 
-_ANSWERS = (NoCredentialsError, FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
-
-
 class TruncatedBodyError(OSError):
     """Fewer bytes came than the storage had announced."""
 
 
 class StorageUnavailableError(RuntimeError):
-    """A fault lasted longer than `PATIENCE`, or the storage does not know who asks. Nothing is known of what was asked for."""
+    """A fault lasted longer than `PATIENCE`, or the storage cannot be asked (credentials, profile): what was asked for stays unknown."""
+
+
+_ANSWERS = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_PASSING = (
+    asyncio.TimeoutError,
+    ConnectionError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    MetadataRetrievalError,
+    ResponseParserError,
+    S3ConnectionError,
+    TimeoutError,
+    TruncatedBodyError,
+)
 
 
 def error_code(error: BaseException) -> str:
@@ -54,23 +76,28 @@ def error_code(error: BaseException) -> str:
 
 def is_passing(error: Exception) -> bool:
     """Whether the same call may work later."""
+    status = _http_status(error)
     code = error_code(error)
     if code:
-        status = _http_status(error)
         return code in _PASSING_CODES or status == 429 or status >= 500
+    if status:
+        return status == 429 or status >= 500
     if isinstance(error, _ANSWERS):
         return False
-    if isinstance(error, HTTPClientError | TimeoutError | asyncio.TimeoutError | ConnectionError | TruncatedBodyError):
+    if isinstance(error, _PASSING):
         return True
-    if isinstance(error, OSError):  # aiohttp's errors of a connection among them
+    if isinstance(error, OSError):
         return error.errno not in _LASTING_ERRNOS
-    return isinstance(error, BotoCoreError) or type(error).__module__.startswith(("aiohttp", "aiobotocore", "botocore"))
+    return type(error).__module__.startswith("aiohttp")  # its errors of a connection, some of which are no OSError
 
 
 def _http_status(error: Exception) -> int:
+    """The status that the storage answered with, 0 where it did not."""
     for found in (error, error.__cause__):
         if isinstance(found, ClientError):
             return int(found.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        if isinstance(status := getattr(found, "status", None), int):  # aiohttp's ClientResponseError
+            return status
     return 0
 
 
@@ -90,7 +117,7 @@ class _Attempts:
         self._pauses, self._deadline, self._denied = _pauses(), time.monotonic() + self._patience, 0
 
     def pause(self, error: Exception) -> float:
-        if error_code(error) in _CREDENTIAL_CODES or isinstance(error, NoCredentialsError):
+        if error_code(error) in _CREDENTIAL_CODES:
             raise StorageUnavailableError(f"the storage does not accept the credentials: {error}") from error
         if is_passing(error):
             if time.monotonic() > self._deadline:
@@ -101,6 +128,9 @@ class _Attempts:
         if _is_denied(error) and self._denied < DENIED_RETRIES:
             self._denied += 1
             return next(self._pauses)
+        if isinstance(error, BotoCoreError) and not isinstance(error, ParamValidationError):
+            # No credentials, no region, a profile that does not exist: a mistake around the program, not in what was asked for.
+            raise StorageUnavailableError(f"the storage cannot be asked: {error}") from error
         raise _as_os_error(error) from error.__cause__
 
 
@@ -110,6 +140,8 @@ def _is_denied(error: Exception) -> bool:
 
 def _as_os_error(error: Exception) -> Exception:
     """A botocore error as the OSError that says the same; others as they are."""
+    if isinstance(error, ParamValidationError):
+        return OSError(errno.EINVAL, " ".join(str(error).split()))
     if not isinstance(error, ClientError):
         return error
     code = error_code(error)

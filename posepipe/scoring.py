@@ -45,7 +45,10 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     run_uri = storage.resolve_uri(config.predictions_uri)
     if not config.overwrite and storage.exists(storage.join_uri(run_uri, storage.SUCCESS)):
         # Complete: whether this is the same run is all there is to find out.
-        planning.plan_run(config, models, first_stage, journal.read_run(run_uri), run_uri)
+        run = journal.read_run(run_uri)
+        if run is None:
+            raise ValueError(f"{run_uri} holds something else that is complete; choose another --predictions-uri")
+        planning.plan_run(config, models, first_stage, run, run_uri)
         print(f"{run_uri} is complete; its summary is read, nothing is scored", flush=True)
         return summaries.read(run_uri)
     planning.require_cluster(config, first_stage)
@@ -55,15 +58,18 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         run = journal.read_run(run_uri)
         plan = planning.plan_run(config, models, first_stage, run, run_uri)
         if run is None:
-            planning.store_plan(config, plan, run_uri)
+            writer.check(is_fresh=True)
+            plan = planning.store_plan(config, plan, run_uri)
         done_uri = journal.done_folder(run_uri, plan.identity)
         done = _valid_done(run_uri, done_uri)
         session = _run_shards(config, plan, run_uri, done_uri, done, writer)
+        if sorted(done) != list(range(len(plan.counts))) or sum(record["rows"] for record in done.values()) != plan.num_inputs:
+            raise RuntimeError(f"{len(done)} of {len(plan.counts)} shards are done, or their rows are not the {plan.num_inputs} inputs")
         files = [{name: record[name] for name in ("file", "rows", "sha256")} for _, record in sorted(done.items())]
         statuses = sum((Counter(record["statuses"]) for record in done.values()), Counter())
         manifest = {**plan.identity, "num_inputs": plan.num_inputs, "files": files, "statuses": dict(sorted(statuses.items()))}
         summary = summaries.summarise(config, plan.models, run_uri, [done[shard] for shard in sorted(done)], session)
-        writer.check()
+        writer.check(is_fresh=True)
         journal.finish(run_uri, manifest)
     if config.num_overlays and statuses["ok"]:
         gallery.draw_overlays(run_uri, storage.join_uri(run_uri, OVERLAYS_FILE), config.num_overlays)
@@ -102,7 +108,9 @@ def _run_shards(
                     progress.update(record["rows"], ", ".join(f"{count} {name}" for name, count in sorted(errors.items())))
                     writer.check()
             except ray.exceptions.RayError as error:
-                raise _storage_fault(error, run_uri) or error from error
+                if (fault := _storage_fault(error, run_uri)) is not None:
+                    raise fault from error
+                raise
     return summaries.Session(num_scored=plan.num_inputs - before, seconds=time.monotonic() - started)
 
 
@@ -124,12 +132,13 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
     # Decoding runs ahead of a slow model as far as this, however much memory there is: it would be lost with the driver.
     crops = max(plan.counts) * 3 * max(sum(size**2 for size in plan.sizes), plan.first_stage.size**2 if plan.first_stage else 0)
     dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=max(2**27, num_shards * crops))
-    reader = ShardReader(run_uri, done_uri, plan.models[0].framing, plan.sizes, config.max_bytes, config.max_pixels)
+    reader = ShardReader(run_uri, tuple(plan.files), done_uri, plan.models[0].framing, plan.sizes, config.max_bytes, config.max_pixels)
     shared = {"batch_size": config.batch_size, "num_threads": config.cpus_per_actor, "use_gpu": config.use_gpu}
+    cpus, gpus = planning.actor_share(config, plan.first_stage)
     actors: dict[str, Any] = {
         "compute": ActorPoolStrategy(size=config.num_actors, max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT_PER_ACTOR),
-        "num_cpus": config.cpus_per_actor,
-        "num_gpus": int(config.use_gpu) / (2 if plan.first_stage else 1),
+        "num_cpus": cpus,
+        "num_gpus": gpus,
     }
     if plan.first_stage:
         first_reader = dataclasses.replace(reader, framing="image", sizes=(plan.first_stage.size,))

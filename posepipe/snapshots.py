@@ -32,7 +32,7 @@ def choose_people(truth: NDArray[np.float64], number: int) -> NDArray[np.int64]:
 
 def start(sample_ids: Sequence[str], crops: Sequence[bytes], truth: NDArray[np.float64]) -> pa.Table:
     """A SNAPSHOT table of people of whom nothing was predicted yet; truth: (N, points, 2) crop px."""
-    flat = truth.reshape(len(truth), -1).tolist()
+    flat = [points.ravel().tolist() for points in truth]
     rows = [
         {"sample_id": sample_id, "crop": crop, "truth": points, "epochs": [], "points": []}
         for sample_id, crop, points in zip(sample_ids, crops, flat, strict=True)
@@ -43,7 +43,7 @@ def start(sample_ids: Sequence[str], crops: Sequence[bytes], truth: NDArray[np.f
 def extend(table: pa.Table, epoch: int, points: NDArray[np.float64]) -> pa.Table:
     """The table with what was predicted after one more epoch; points: (N, points, 2) crop px."""
     rows = table.to_pylist()
-    for row, predicted in zip(rows, points.reshape(len(points), -1).tolist(), strict=True):
+    for row, predicted in zip(rows, points, strict=True):
         row["epochs"].append(epoch)
-        row["points"].append(predicted)
+        row["points"].append(predicted.ravel().tolist())
     return pa.Table.from_pylist(rows, SNAPSHOT)

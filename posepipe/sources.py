@@ -1,4 +1,4 @@
-"""Where the predictions of a report come from: folders of predictions, arrays of other systems; their rows in chunks, and one by one."""
+"""Where the predictions of a report come from: folders and arrays of other systems; their rows in chunks, and one by one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from posepipe import arrays, predictions, storage, truths
-from posepipe.predictions import PREDICTION
+from posepipe.predictions import PREDICTION, SUMMARY_FILE
 from posepipe.truths import NOT_PREDICTED, Truth
 
-SUMMARY_FILE = "summary.json"
 CHUNK = 8192  # rows
 NAMED = 5  # how many people a message names
 
@@ -25,7 +24,8 @@ class Part:
 
     file: str
     num_rows: int
-    load: Callable[[], pa.Table]
+    load: Callable[[list[str]], pa.Table]
+    """Columns of PREDICTION -> its rows."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Source:
     notes: tuple[str, ...] = ()
 
     @property
+    def floor(self) -> dict[str, float | None]:
+        """What the mean pose of the train labels scores, by measure, 0..1; empty where nobody has worked it out."""
+        return {name: value for task in self.summary.get("tasks", {}).values() for name, value in task.get("floor", {}).items()}
+
+    @property
     def num_rows(self) -> int:
         return sum(part.num_rows for part in self.parts)
 
@@ -54,7 +59,7 @@ class Source:
         """Columns of all rows, some thousands at a time."""
         waiting: list[pa.Table] = []
         for part in self.parts:
-            waiting.append(part.load().select(columns))
+            waiting.append(part.load(columns))
             if sum(table.num_rows for table in waiting) >= CHUNK:
                 yield from _cut(pa.concat_tables(waiting))
                 waiting = []
@@ -71,7 +76,7 @@ class Source:
         """The rows with these numbers, as PREDICTION names their values."""
         places = [self.locate(row) for row in rows]
         by_file = {part.file: part for part in self.parts}
-        tables = {file: by_file[file].load() for file in dict.fromkeys(file for file, _ in places)}
+        tables = {file: by_file[file].load(PREDICTION.names) for file in dict.fromkeys(file for file, _ in places)}
         return [tables[file].slice(place, 1).to_pylist()[0] for file, place in places]
 
 
@@ -110,11 +115,11 @@ def _open_folder(uri: str, truth: Truth | None) -> Source:
     summary = storage.read_json(summary_uri) if storage.exists(summary_uri) else {}
     notes: list[str] = []
     if truth is not None:
-        summary.pop("floor", None)  # of the labels that the run had, not of these
+        summary.pop("tasks", None)  # scores of the labels that the run had, not of these
         is_found = np.zeros(truth.labels.num_rows, bool)
         extra: list[str] = []
         for part in parts:
-            table = part.load()
+            table = part.load(["sample_id"])
             places = truths.find_places(table["sample_id"], truth)
             is_found[places[places >= 0]] = True
             extra += table.filter(pa.array(places < 0))["sample_id"].to_pylist()
@@ -124,7 +129,7 @@ def _open_folder(uri: str, truth: Truth | None) -> Source:
         if missing.num_rows:
             nothing = np.full((missing.num_rows, 16, 2), np.nan)
             table = truths.predict(missing, nothing, NOT_PREDICTED)
-            parts.append(Part("people without a prediction", missing.num_rows, functools.partial(_same, table)))
+            parts.append(Part("people without a prediction", missing.num_rows, functools.partial(_select, table)))
             text = _listed("missing", missing["sample_id"].to_pylist())
             notes.append(f"{missing.num_rows} people of the truth have no prediction and count as misses; {text}")
         if extra:
@@ -137,13 +142,18 @@ def _listed(what: str, sample_ids: Sequence[str]) -> str:
     return f"{what}: {', '.join(sample_ids[:NAMED])}{more}"
 
 
-def _load_file(uri: str, truth: Truth | None) -> pa.Table:
-    table = storage.read_table(uri)
-    lacking = [name for name in PREDICTION.names if name not in table.column_names]
-    if lacking:
-        raise ValueError(f"{uri} has no column {', '.join(lacking)}: it was written by another version; score again")
-    table = table.select(PREDICTION.names)
-    return table if truth is None else truths.relabel(table, truth, truths.find_places(table["sample_id"], truth))
+def _load_file(uri: str, truth: Truth | None, columns: list[str]) -> pa.Table:
+    needed = columns if truth is None else PREDICTION.names
+    try:
+        table = storage.read_table(uri, needed)
+    except pa.ArrowInvalid as error:
+        lacking = set(needed) - set(storage.read_table(uri).column_names)
+        if not lacking:
+            raise
+        raise ValueError(f"{uri} has no column {', '.join(sorted(lacking))}: it was written by another version; score again") from error
+    if truth is not None:
+        table = truths.relabel(table, truth, truths.find_places(table["sample_id"], truth))
+    return table.select(columns)
 
 
 def _open_arrays(uri: str, truth: Truth | None, first_pixel: int) -> list[Source]:
@@ -162,8 +172,8 @@ def _open_arrays(uri: str, truth: Truth | None, first_pixel: int) -> list[Source
 
 
 def _array_source(name: str, uri: str, table: pa.Table, *notes: str) -> Source:
-    return Source(name, uri, (Part(uri.rpartition("/")[2], table.num_rows, functools.partial(_same, table)),), {}, notes)
+    return Source(name, uri, (Part(uri.rpartition("/")[2], table.num_rows, functools.partial(_select, table)),), {}, notes)
 
 
-def _same(table: pa.Table) -> pa.Table:
-    return table
+def _select(table: pa.Table, columns: list[str]) -> pa.Table:
+    return table.select(columns)

@@ -40,10 +40,12 @@ def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     # Listings are never cached: another process may have written since.
     options = {"use_listings_cache": False, "skip_instance_cache": False} if is_s3(uri) else {}
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri, **options)
+        # Not `url_to_fs`, for which :: in a name chains file systems.
+        protocol, _ = fsspec.core.split_protocol(uri)
+        filesystem = fsspec.filesystem(protocol or "file", **options)
     except (ImportError, ValueError) as error:
         raise ValueError(f"cannot open {uri!r}: {error}") from error
-    return filesystem, path
+    return filesystem, filesystem._strip_protocol(uri)
 
 
 def resolve_uri(uri: str) -> str:
@@ -79,13 +81,13 @@ def read_bytes(uri: str) -> bytes:
     return retry(lambda: filesystem.cat_file(path))
 
 
-def write_bytes(uri: str, data: bytes) -> None:
-    """Writes `data` whole or not at all: objects are put at once, local files are renamed into place."""
+def write_bytes(uri: str, data: bytes, patience: float | None = None) -> None:
+    """Writes `data` whole or not at all: objects are put at once, local files are renamed into place. For patience see `retry`."""
     filesystem, path = open_filesystem(uri)
     if is_local(uri):
         os.replace(_write_partial(path, data), path)
     else:
-        retry(lambda: filesystem.pipe_file(path, data))
+        retry(lambda: filesystem.pipe_file(path, data), patience)
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
@@ -124,9 +126,9 @@ def _write_partial(path: str, data: bytes) -> str:
     return partial
 
 
-def exists(uri: str) -> bool:
+def exists(uri: str, patience: float | None = None) -> bool:
     filesystem, path = open_filesystem(uri)
-    return retry(lambda: filesystem.exists(path))
+    return retry(lambda: filesystem.exists(path), patience)
 
 
 def list_files(uri: str) -> list[str]:
@@ -140,13 +142,39 @@ def list_sizes(uri: str) -> Iterator[tuple[str, int]]:
     if is_s3(uri):
         yield from _list_s3(filesystem, path, uri.partition("://")[0])
     elif is_local(uri):
-        for folder, _, names in os.walk(path):
-            for name in names:
-                file = os.path.join(folder, name)
-                yield file, os.stat(file).st_size if os.path.exists(file) else 0
+        yield from _list_local(path)
     else:
         for found, info in retry(lambda: filesystem.find(path, detail=True)).items():
             yield filesystem.unstrip_protocol(found), info.get("size") or 0
+
+
+def _list_local(path: str) -> Iterator[tuple[str, int]]:
+    """Links are followed, but not in a circle; what is neither a file nor a link to nowhere (a pipe, a socket) is no file."""
+    seen: set[str] = set()
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError) or error.filename != path:
+            raise error
+
+    for folder, folders, names in os.walk(path, followlinks=True, onerror=fail):
+        seen.add(os.path.realpath(folder))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(folder, name)) not in seen]
+        for name in names:
+            file = os.path.join(folder, name)
+            if os.path.isfile(file):
+                yield file, os.stat(file).st_size
+            elif os.path.islink(file) and not os.path.exists(file):
+                yield file, 0
+
+
+def spell_below(uri: str, listed_uri: str) -> str | None:
+    """How the files below the folder `uri` begin in a listing of `listed_uri`; None where they are not below that, or on another store."""
+    (filesystem, path), (other, listed) = open_filesystem(uri), open_filesystem(listed_uri)
+    if type(filesystem) is not type(other) or not f"{path}/".startswith(f"{listed.rstrip('/')}/"):
+        return None
+    if is_local(uri):
+        return f"{path}/"
+    return f"{listed_uri.partition('://')[0]}://{path}/" if is_s3(uri) else f"{filesystem.unstrip_protocol(path)}/"
 
 
 def _list_s3(filesystem: Any, path: str, scheme: str) -> Iterator[tuple[str, int]]:

@@ -15,10 +15,9 @@ from posepipe.config import ScoreConfig
 from posepipe.geometry import transform
 from posepipe.models import ModelConfig, read_model_config
 from posepipe.predicting import NUM_EXAMPLES, Checkpoint
+from posepipe.predictions import SUMMARY_FILE
 from posepipe.skeleton import NUM_JOINTS
 from posepipe.tasks import TASKS, Labels, PoseScore, Score
-
-SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True)

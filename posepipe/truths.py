@@ -63,7 +63,10 @@ def _from_samples(uri: str, split: Split) -> Truth:
     tables = []
     names = [name for name in samples.SAMPLE.names if name != "crop"]
     for file in samples.list_split(uri, split):
-        table = storage.read_table(file, names)
+        try:
+            table = storage.read_table(file, names)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{file} was written by another version ({str(error).partition(' in ')[0]}); prepare again") from error
         labels = samples.label_arrays(table)
         joints = np.where(labels["is_annotated"][..., None], geometry.transform(labels["crop_to_image"], labels["joints"]), np.nan)
         boxes = geometry.points_to_box(geometry.transform(labels["crop_to_image"], labels["head_box"].reshape(-1, 2, 2)))

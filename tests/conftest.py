@@ -1,6 +1,7 @@
 """Fixtures that more than one test file uses."""
 
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -27,6 +28,8 @@ def shared_data() -> Path:
 def moto_server() -> Iterator[str]:
     from moto.server import ThreadedMotoServer
 
+    # A line for each request would bury what a failed test says.
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

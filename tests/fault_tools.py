@@ -79,7 +79,7 @@ class ScoreProcess:
         """The exit status."""
         return self._process.wait(timeout)
 
-    def succeed(self, timeout: float = 900) -> None:
+    def succeed(self, timeout: float = 1800) -> None:
         status = self.wait(timeout)
         assert status == 0, f"exit status {status}:\n{self.output[-4000:]}"
 
@@ -304,7 +304,7 @@ def broken_decoder(folder: Path) -> dict[str, str]:
     """The variables under which pictures with the comments CRASH and HANG do that to the process that decodes them."""
     folder.mkdir(exist_ok=True)
     (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
-    return {"PYTHONPATH": str(folder)}
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 def poison() -> dict[str, tuple[bytes, str]]:

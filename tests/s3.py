@@ -116,24 +116,39 @@ class Watch:
 
 
 class Hold:
-    """Holds back the first request of a method for a key that matches, until it is released or dropped or its client is gone."""
+    """Holds back one request of a method for a key that matches, and its repetitions, until it is released or dropped.
 
-    def __init__(self, method: str, pattern: str) -> None:
-        self._method, self._pattern = method, re.compile(pattern)
+    `after` matching requests pass before. A client that loses patience or dies ends its request: the server never sees that one either.
+    """
+
+    def __init__(self, method: str, pattern: str, after: int) -> None:
+        self._method, self._pattern, self._after = method, re.compile(pattern), after
         self._changed = threading.Condition()
-        self._future: asyncio.Future[bool] | None = None
+        self._decision: bool | None = None
+        self._num_waiting = 0
         self.key = ""
-        self._is_abandoned = False
 
-    def take(self, method: str, key: str) -> asyncio.Future[bool] | None:
-        """Whether to forward the request, once somebody has decided; None where it is none of its."""
-        if self.key or method != self._method or not self._pattern.search(key):
-            return None
+    def matches(self, method: str, key: str) -> bool:
+        if self._decision is not None or method != self._method:
+            return False
+        if self.key:
+            return key == self.key
+        if self._pattern.search(key):
+            self._after -= 1
+        return self._after < 0
+
+    async def take(self, request: web.BaseRequest, key: str) -> bool:
+        """Whether the server may see the request, once somebody has decided."""
         with self._changed:
-            self._future = asyncio.get_running_loop().create_future()
             self.key = key
+            self._num_waiting += 1
             self._changed.notify_all()
-            return self._future
+        while self._decision is None and request.transport is not None:
+            await asyncio.sleep(0.02)
+        with self._changed:
+            self._num_waiting -= 1
+            self._changed.notify_all()
+        return bool(self._decision) and request.transport is not None
 
     def wait(self, timeout: float, is_alive: Callable[[], bool] = lambda: True) -> str:
         """The key of the request once it is held; RuntimeError where is_alive stops to hold before, TimeoutError."""
@@ -141,34 +156,19 @@ class Hold:
             wait_until(lambda: bool(self.key), self._changed, timeout, is_alive, f"{self._method} {self._pattern.pattern}")
         return self.key
 
-    def abandon(self) -> None:
-        with self._changed:
-            self._is_abandoned = True
-            self._changed.notify_all()
-
     def wait_abandoned(self, timeout: float) -> None:
-        """Returns once the client of the held request has closed its connection, as a killed one does; the request is dropped then."""
+        """Returns once the client of the held request has closed its connection, as a killed one does."""
         with self._changed:
             what = f"end of the client of {self._method} {self._pattern.pattern}"
-            wait_until(lambda: self._is_abandoned, self._changed, timeout, lambda: True, what)
+            wait_until(lambda: bool(self.key) and not self._num_waiting, self._changed, timeout, lambda: True, what)
 
     def release(self) -> None:
         """Lets the server see the request."""
-        self._decide(True)
+        self._decision = True
 
     def drop(self) -> None:
         """The server never sees the request; its connection is reset."""
-        self._decide(False)
-
-    def _decide(self, is_forwarded: bool) -> None:
-        if self._future is None:
-            raise RuntimeError(f"no request is held: {self._method} {self._pattern.pattern}")
-        self._future.get_loop().call_soon_threadsafe(self._future.set_result, is_forwarded)
-
-    def end(self) -> None:
-        """Drops what is still held."""
-        if self._future is not None and not self._future.done():
-            self.drop()
+        self._decision = False
 
 
 def wait_until(reached: Callable[[], bool], changed: threading.Condition, timeout: float, is_alive: Callable[[], bool], what: str) -> None:
@@ -255,15 +255,16 @@ class FaultProxy:
             self._watches.remove(watch)
 
     @contextlib.contextmanager
-    def holding(self, method: str, pattern: str) -> Iterator[Hold]:
+    def holding(self, method: str, pattern: str, after: int = 0) -> Iterator[Hold]:
         """Holds inside of the block; a request that is still held at its end is dropped."""
-        hold = Hold(method, pattern)
+        hold = Hold(method, pattern, after)
         self._holds.append(hold)
         try:
             yield hold
         finally:
             self._holds.remove(hold)
-            hold.end()
+            if hold._decision is None:
+                hold.drop()
 
     async def _serve(self) -> None:
         # A connection per request: the server may close an idle one, which a client would take for a fault of ours.
@@ -341,13 +342,8 @@ class FaultProxy:
 
     async def _is_let_through(self, request: web.BaseRequest, key: str) -> bool:
         for hold in list(self._holds):
-            decision = hold.take(request.method, key)
-            if decision is not None:
-                while not decision.done() and request.transport is not None:
-                    await asyncio.wait([decision], timeout=0.05)
-                if request.transport is None:
-                    hold.abandon()
-                return decision.done() and decision.result()
+            if hold.matches(request.method, key):
+                return await hold.take(request, key)
         return True
 
     def _note(self, fault: str, method: str, key: str) -> None:
@@ -368,6 +364,8 @@ def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
 
 
 def _reset(transport: asyncio.WriteTransport) -> None:
-    """Closes so that the peer gets RST, not the end of the stream."""
+    """Closes so that the peer gets RST, not the end of the stream; nothing where the peer has closed already."""
+    if transport.is_closing():
+        return
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()

@@ -22,7 +22,7 @@ VIEWS = [View(32), View(48)]
 # Runs in each decoder's process before anything else. A picture with a marker in its bytes does what the marker says.
 CUSTOMIZE = """
 import os, signal, sys, time
-if getattr(sys, "orig_argv", [])[-1:] == ["posepipe.decoding"]:
+if "posepipe.decoding" in sys.orig_argv:
     from posepipe import images
     read_header = images.read_header
 

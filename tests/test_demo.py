@@ -69,7 +69,23 @@ def test_the_grid_shows_predictions(outcome: demo.Outcome) -> None:
     assert len(colours) > 16
 
 
+def test_the_report_holds_both_tasks_their_curves_and_the_same_people_at_several_epochs(outcome: demo.Outcome) -> None:
+    page = storage.read_bytes(outcome.report_uri).decode()
+    for expected in ("PCKh@0.5, official", "head boxes, IoU ≥ 0.5", "Loss of pose over the epochs", "Loss of head over the epochs"):
+        assert expected in page
+    assert page.count(">epoch 1<") == 12, "six people of each task"
+    assert "cannot be read" not in page
+
+
 def test_the_table_names_scores_floors_and_places(outcome: demo.Outcome) -> None:
     text = demo.describe(outcome)
-    for expected in ("PCKh@0.5, official", "PCKh@0.5, the paper's", "IoU >= 0.5", "mean pose", outcome.grid_uri, "minutes"):
+    for expected in (
+        "PCKh@0.5, official",
+        "PCKh@0.5, the paper's",
+        "IoU >= 0.5",
+        "mean pose",
+        outcome.grid_uri,
+        outcome.report_uri,
+        "minutes",
+    ):
         assert expected in text

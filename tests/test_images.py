@@ -125,11 +125,6 @@ def test_the_limit_of_pixels_is_the_callers():
         read_header(data, max_pixels=199)
 
 
-def test_too_many_bytes_are_refused(monkeypatch):
-    monkeypatch.setattr(images, "MAX_BYTES", 100)
-    assert status_of(encode(smooth(20, 10))) == "too_large"
-
-
 def test_floating_point_pixels_are_unsupported():
     assert status_of(encode(np.zeros((10, 20), dtype=np.float32), "TIFF")) == "unsupported"
 

@@ -184,13 +184,13 @@ def test_a_beat_that_fails_is_followed_by_another(tmp_path, monkeypatch):
     run_uri, beats = str(tmp_path / "run"), []
     has_beaten, write = threading.Event(), storage.write_bytes
 
-    def write_in_the_end(uri, data):
+    def write_in_the_end(uri, data, patience=None):
         beats.append(json.loads(data)["beat"])
         if len(beats) == 1:
             raise StorageUnavailableError("gone")
         if len(beats) == 2:
             raise PermissionError("denied")
-        write(uri, data)
+        write(uri, data, patience)
         has_beaten.set()
 
     with writer(run_uri, 0.06) as held:

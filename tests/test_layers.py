@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TORCH = {"torch", "torchvision", "timm"}
 NUMBERS = {"skeleton", "storage", "geometry"}
 MATHS = NUMBERS | {"metrics", "images"}
+COUNTS = {"columns", "metrics", "diagnosis", "bootstrap", "people", "slices", "evaluation", "scores"}
+RESULTS = COUNTS | {"storage", "config", "predictions", "arrays", "truths", "sources", "results"}
 NETWORKS = {"models", "heads", "tasks", "augmentation"}
 
 # module -> (what of posepipe it may import, whether torch, whether Ray)
@@ -35,21 +37,42 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "painting": (NUMBERS | {"figure"}, False, False),
     "scene": (NUMBERS | {"figure", "painting"}, False, False),
     "synthetic": (NUMBERS | {"figure", "painting", "scene", "mpii"}, False, False),
-    "overlays": ({"skeleton"}, False, False),
+    "columns": (set(), False, False),
+    "diagnosis": ({"skeleton", "metrics"}, False, False),
+    "bootstrap": (set(), False, False),
+    "people": ({"skeleton", "columns", "metrics"}, False, False),
+    "slices": ({"skeleton", "metrics", "people"}, False, False),
+    "evaluation": ({"skeleton", "metrics", "diagnosis", "bootstrap", "people", "slices"}, False, False),
+    "scores": ({"skeleton", "metrics", "diagnosis", "bootstrap", "evaluation"}, False, False),
+    "overlays": ({"geometry", "skeleton"}, False, False),
     "predictions": ({"skeleton", "storage"}, False, False),
     "tasks": ({"skeleton", "geometry", "metrics", "storage"}, False, False),
     "heads": ({"skeleton", "geometry", "metrics", "storage", "tasks"}, True, False),
     "models": ({"skeleton", "geometry", "metrics", "storage", "tasks", "heads"}, True, False),
     "augmentation": ({"tasks"}, True, False),
     "cluster": (set(), False, True),
-    "samples": (MATHS | {"mpii", "config", "cluster"}, False, True),
+    "samples": (MATHS | {"mpii", "config", "columns"}, False, False),
+    "arrays": ({"skeleton", "storage"}, False, False),
+    "truths": (MATHS | {"config", "columns", "samples", "predictions", "arrays"}, False, False),
+    "sources": ({"storage", "predictions", "arrays", "truths"}, False, False),
+    "results": (RESULTS - {"results"}, False, False),
+    "snapshots": (set(), False, False),
+    "runs": ({"storage", "snapshots"}, False, False),
+    "cases": ({"skeleton", "geometry", "fetching", "images", "overlays", "results", "retrying"}, False, False),
+    "comparing": ({"metrics", "scores", "results", "cases"}, False, False),
+    "plots": ({"skeleton", "metrics", "diagnosis"}, False, False),
+    "html_page": (set(), False, False),
+    "material": ({"results", "runs", "cases", "comparing"}, False, False),
+    "report_scores": ({"scores", "sources", "html_page", "material"}, False, False),
+    "report_people": ({"scores", "overlays", "cases", "comparing", "html_page", "material"}, False, False),
+    "report_page": ({"results", "html_page", "material", "report_scores", "report_people"}, False, False),
     "preparing": (MATHS | {"fetching", "mpii", "config", "samples", "cluster", "progress"}, False, True),
-    "train_loop": (MATHS | NETWORKS | {"config", "samples", "cluster", "progress"}, True, True),
-    "training": (MATHS | NETWORKS | {"config", "samples", "cluster", "progress", "train_loop"}, True, True),
+    "train_loop": (MATHS | NETWORKS | {"config", "samples", "cluster", "progress", "snapshots", "runs"}, True, True),
+    "training": (MATHS | NETWORKS | {"config", "samples", "cluster", "progress", "snapshots", "runs", "train_loop"}, True, True),
     "reading": (MATHS | {"decoding", "fetching", "inputs", "journal", "samples"}, False, True),
     "predicting": (MATHS | NETWORKS | {"journal", "predictions"}, True, True),
     "planning": (NUMBERS | {"cluster", "config", "inputs", "journal", "models", "predicting", "samples"}, True, True),
-    "summaries": (NUMBERS | {"config", "models", "predicting", "tasks"}, True, True),
+    "summaries": (NUMBERS | {"config", "models", "predicting", "predictions", "tasks"}, True, True),
     "scoring": (
         {"cluster", "config", "gallery", "journal", "planning", "predicting", "progress", "reading", "retrying", "storage", "summaries"},
         True,
@@ -63,7 +86,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
         False,
         True,
     ),
-    "report": ({"metrics", "skeleton", "storage", "config", "predictions", "overlays"}, False, False),
+    "report": (RESULTS | {"cases", "comparing", "runs", "plots", "material", "report_page"}, False, False),
     "demo": (
         MATHS | {"mpii", "synthetic", "preparing", "training", "tuning", "scoring", "gallery", "report", "config", "cluster", "progress"},
         False,

@@ -107,7 +107,7 @@ def test_an_object_that_goes_between_listing_and_reading_is_a_row(line: Line) ->
     good = next(uri for uri in storage.list_files(IMAGES_URI) if uri.rpartition("/")[2] not in line.names.values())
     run_uri = f"s3://{BUCKET}/gone"
     storage.write_bytes(f"{run_uri}.txt", f"{good}\n{IMAGES_URI}/zzz.jpg".encode())
-    inputs.write_inputs(run_uri, inputs.read_inputs(f"{run_uri}.txt"), 2)
-    read = reading.ShardReader(run_uri, f"{run_uri}/done", "image", (64,), images.MAX_BYTES, images.MAX_PIXELS)
+    files = inputs.write_inputs(run_uri, inputs.read_inputs(f"{run_uri}.txt"), 2)
+    read = reading.ShardReader(run_uri, tuple(files), f"{run_uri}/done", "image", (64,), images.MAX_BYTES, images.MAX_PIXELS)
     known = pickle.loads(read({"shard": 0, "spec": "{}"})["rows"])["known"]
     assert [row["status"] for row in known] == ["ok", "missing"]

@@ -14,8 +14,12 @@ from posepipe.overlays import (
     MISS_COLOUR,
     RIGHT_COLOUR,
     TILE,
+    TRUTH_COLOUR,
     Overlay,
     draw_grid,
+    draw_picture,
+    overlay_rows,
+    without_picture,
 )
 from posepipe.skeleton import JOINT, NUM_JOINTS
 
@@ -148,3 +152,74 @@ def test_the_caption_stands_under_its_picture():
     assert len(changed) > 20
     assert changed[:, 0].min() >= TILE - 24
     assert changed[:, 0].max() < TILE
+
+
+# Labels, and rows
+
+
+def row(joints=None, **values):
+    nothing = dict.fromkeys(("joint_error", "joint_confidence", "true_joints", "head_box", "true_head_box", "pckh", "head_iou"))
+    return {"sample_id": "s3://a/b.jpg#1", "joints": None if joints is None else joints.ravel().tolist(), **nothing, **values}
+
+
+def test_labels_are_drawn_thin_and_white_with_a_dark_edge():
+    grid = draw(Overlay(picture(colour="gray"), "", true_joints=pose(left_knee=(100, 100), left_hip=(200, 100))))
+    assert has_colour(grid, TRUTH_COLOUR, 150, 100, radius=1)
+    assert has_colour(grid, "black", 150, 101, radius=1)
+    assert has_colour(grid, "gray", 150, 106, radius=0)
+    assert has_colour(draw(Overlay(picture(), "", true_head_box=np.array([100.0, 50, 200, 150]))), TRUTH_COLOUR, 150, 50)
+
+
+def test_an_error_is_a_line_from_the_prediction_to_its_label():
+    errors = np.full(NUM_JOINTS, np.nan)
+    for error, is_drawn in ((0.6, True), (0.4, False)):
+        errors[JOINT["left_knee"]] = error
+        overlay = Overlay(picture(), "", pose(left_knee=(100, 100)), errors, true_joints=pose(left_knee=(200, 100)))
+        assert has_colour(draw(overlay), MISS_COLOUR, 150, 100) == is_drawn
+
+
+def test_joints_of_low_confidence_are_left_out():
+    confidence = np.full(NUM_JOINTS, 0.9)
+    confidence[JOINT["left_knee"]] = 0.1
+    joints = pose(left_knee=(10, 10), left_hip=(20, 20))
+    for least, num_drawn in ((0.0, 2), (0.1, 2), (0.2, 1)):
+        overlay = overlay_rows(b"", [row(joints, joint_confidence=confidence.tolist())], least)
+        assert np.isfinite(overlay.joints).all(axis=1).sum() == num_drawn
+
+
+def test_the_focus_is_a_square_around_prediction_and_label():
+    overlay = overlay_rows(b"", [row(pose(left_knee=(100, 100)), true_joints=pose(left_knee=(140, 120)).ravel().tolist())])
+    np.testing.assert_allclose(overlay.focus, [120 - 30, 110 - 30, 120 + 30, 110 + 30])
+    overlay = overlay_rows(b"", [row(head_box=[100.0, 100, 110, 120])])
+    np.testing.assert_allclose(overlay.focus, [105 - 70, 110 - 70, 105 + 70, 110 + 70])
+
+
+def test_the_caption_names_the_input_and_its_scores():
+    assert overlay_rows(b"", [row(pose(), pckh=0.705, head_iou=0.5)]).caption == "b.jpg#1  PCKh 70  IoU 50"
+
+
+def test_of_several_rows_each_says_what_it_predicted():
+    box = [100.0, 100, 110, 120]
+    overlay = overlay_rows(b"", [row(pose(left_knee=(1, 2))), row(head_box=box)])
+    assert (overlay.joints[JOINT["left_knee"]].tolist(), overlay.head_box.tolist()) == ([1, 2], box)
+
+
+def test_labels_of_what_was_not_predicted_are_not_drawn():
+    overlay = overlay_rows(b"", [row(head_box=[1.0, 1, 9, 9], true_joints=pose(left_knee=(1, 2)).ravel().tolist())])
+    assert overlay.true_joints is None
+
+
+def test_without_a_picture_the_pose_lies_on_grey_in_the_same_place():
+    shown = without_picture(overlay_rows(b"", [row(pose(left_knee=(5000, 3000), left_hip=(5100, 3000)))]))
+    image = Image.open(io.BytesIO(shown.image))
+    assert image.size == (150, 150)
+    np.testing.assert_allclose(shown.joints[[JOINT["left_knee"], JOINT["left_hip"]]], [[25, 75], [125, 75]])
+    with pytest.raises(ValueError, match="there is nothing to draw"):
+        without_picture(overlay_rows(b"", [row(pose())]))
+    with pytest.raises(ValueError, match="expected at most 8192 px to draw, got"):
+        without_picture(overlay_rows(b"", [row(pose(left_knee=(0, 0), left_hip=(1e5, 0)))]))
+
+
+def test_a_single_picture_is_as_large_as_it_may_be():
+    image = Image.open(io.BytesIO(draw_picture(Overlay(picture(800, 400), "not written"), 200, 200)))
+    assert (image.format, image.size) == ("JPEG", (200, 100))

@@ -1,7 +1,5 @@
 """planning.py: which models go together, what a run is of, what is refused, and what a folder's own plan is good for."""
 
-import math
-
 import pyarrow as pa
 import pytest
 from test_scoring import write_checkpoint
@@ -147,7 +145,7 @@ def test_results_inside_the_prefix_are_left_out(checkpoints, pictures):
 def test_the_same_settings_are_the_same_run(checkpoints, pictures, tmp_path):
     for given in (config(checkpoints["image pose"], images_uri=pictures + "/"), config(checkpoints["pose"], images_uri=people(tmp_path))):
         assert plan(given).identity == plan(given).identity
-        run = stored(given, str(tmp_path / "run"))
+        run = stored(given, str(tmp_path / f"run {given.images_uri[-4:]}"))
         assert plan(given, run).identity == run["identity"]
 
 
@@ -213,10 +211,12 @@ def test_the_plan_is_stored_with_its_list_and_then_its_name(checkpoints, picture
     order = []
     write = storage.write_bytes
     monkeypatch.setattr(storage, "write_bytes", lambda uri, data: order.append(uri.rpartition("/run/")[2]) or write(uri, data))
+    create = storage.create_bytes
+    monkeypatch.setattr(storage, "create_bytes", lambda uri, data: order.append(uri.rpartition("/run/")[2]) or create(uri, data))
     run = stored(config(checkpoints["image pose"], images_uri=pictures, shard_size=3), str(tmp_path / "run"))
-    assert order == ["inputs/part-00000.parquet", "_RUN.json"]
-    assert (run["num_inputs"], run["num_bytes"], [item["rows"] for item in run["files"]]) == (7, 28, [7])
-    uris = [row["uri"] for shard in range(3) for row in inputs.read_shard(str(tmp_path / "run"), shard)]
+    assert order == [*run["files"], "_RUN.json"]
+    assert (run["num_inputs"], run["num_bytes"], len(run["files"])) == (7, 28, 1)
+    uris = [row["uri"] for shard in range(3) for row in inputs.read_shard(str(tmp_path / "run"), run["files"], shard)]
     assert uris == [f"{pictures}/{index}.jpg" for index in range(7)]
 
 
@@ -271,9 +271,9 @@ def test_pictures_after_samples_are_another_run(checkpoints, sample_files, pictu
 @pytest.fixture
 def nodes(monkeypatch):
     """A cluster of two nodes of four CPUs, one with a GPU."""
-    groups = [cluster.NodeGroup(1, {"CPU": 4.0}), cluster.NodeGroup(1, {"CPU": 4.0, "GPU": 1.0})]
-    monkeypatch.setattr(cluster, "_nodes", lambda: (groups, math.inf))
-    monkeypatch.setattr(cluster, "smallest_object_store", lambda: 3 * 2**29)
+    groups = [cluster._Group(1, {"CPU": 4.0}), cluster._Group(1, {"CPU": 4.0, "GPU": 1.0})]
+    monkeypatch.setattr(cluster, "_nodes", lambda: (groups, 0.0))
+    monkeypatch.setattr(cluster, "smallest_object_store", lambda *_: 3 * 2**29)
 
 
 @pytest.mark.parametrize(
@@ -287,8 +287,8 @@ def nodes(monkeypatch):
         ({"use_gpu": True}, False, True),
         ({"use_gpu": True}, True, True),  # half a GPU each
         ({"use_gpu": True, "num_actors": 2}, False, False),
-        ({"num_actors": 4}, True, False),
-        ({"num_actors": 3}, True, True),
+        ({"num_actors": 7}, True, True),  # half a CPU each
+        ({"num_actors": 8}, True, False),
     ],
 )
 def test_a_cluster_holds_the_actors_and_a_task_that_reads(nodes, values, has_first_stage, fits):
@@ -317,7 +317,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_what_the_cluster_offers(checkpoi
     ]
     assert not (tmp_path / "out").exists()
     said = dry_run(config(checkpoints["image pose"], **(values | {"first_stage_uri": ""}), num_actors=9, dry_run=True)).splitlines()
-    assert said[-1].startswith("does not fit: scoring with 9 actors needs 9.5 CPUs and 0 GPUs (actors: 9 x 1 CPU, reading: 1 x 0.5 CPU)")
+    assert said[-1].startswith("does not fit: scoring with 9 actors needs 9.4 CPUs")
 
 
 def test_a_dry_run_of_a_manifest_knows_no_size(checkpoints, tmp_path, nodes):

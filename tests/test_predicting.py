@@ -171,9 +171,11 @@ def test_the_first_stage_frames_who_is_not_framed_yet(load):
     found = stage(row_of(rows, [8], [0, 0, 10], frames, inputs=inputs))
     assert (found["shard"], found["done"]) == (7, "")
     a, b, c, d = pickle.loads(found["inputs"])
-    assert a == item("a", center_x=40.0, center_y=pytest.approx(25 + 69.5), scale=pytest.approx(1.2), person_from="first_stage")
+    framed = {"center_x": 40.0, "center_y": pytest.approx(25 + 69.5), "scale": pytest.approx(1.2), "person_from": "first_stage"}
+    read = {"status": "ok", "detail": "", "width": 200, "height": 100}
+    assert a == item("a", **framed, **read)
     assert d == {**a, "sample_id": "d", "uri": "s3://b/d", "center_x": 140.0}
-    assert c == item("c", **given)
+    assert c == item("c", **given, **read)
     assert b == item("b", status="empty", detail="b is bad", width=None, height=None)
 
 
@@ -182,6 +184,7 @@ def test_who_has_no_head_keeps_that(load):
     found = stage(row_of([known("a")], [8], [0], [PLAIN], inputs=[item("a")]))
     [row] = pickle.loads(found["inputs"])
     assert (row["status"], row["detail"], row["scale"]) == ("no_person", "the first stage sees a head of 0 px", None)
+    assert (row["width"], row["height"]) == (200, 100)
 
 
 def test_the_first_stage_passes_on_what_is_done_and_shards_without_pictures(load):

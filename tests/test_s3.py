@@ -183,6 +183,15 @@ def test_a_held_request_reaches_the_server_when_released_and_never_when_dropped(
         read(client, "held False")
 
 
+def test_a_hold_can_let_some_pass_before(client: Any, proxy: FaultProxy) -> None:
+    with ThreadPoolExecutor(1) as pool, proxy.holding("PUT", "/some/", after=2) as hold:
+        puts = [pool.submit(client.put_object, Bucket=BUCKET, Key=f"some/{index}", Body=b"x") for index in range(4)]
+        assert hold.wait(20) == f"{BUCKET}/some/2"
+        assert [put.done() for put in puts] == [True, True, False, False]
+        hold.release()
+        assert [put.exception(20) for put in puts] == [None] * 4
+
+
 def test_a_held_request_is_dropped_with_its_client(client: Any, proxy: FaultProxy) -> None:
     program = f"""if True:
         import boto3

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from posepipe import samples, storage, training
+from posepipe import images, runs, samples, snapshots, storage, training
 from posepipe.config import TrainConfig
 from posepipe.models import load_model
 from posepipe.tasks import TASKS
@@ -46,10 +47,35 @@ def test_a_run_folder_explains_itself(finished: tuple[TrainConfig, dict[str, Any
     assert kept["samples_fingerprint"] == samples.fingerprint(samples.read_manifest(person_samples))
     history = storage.read_json(str(folder / "history.json"))
     assert [row["epoch"] for row in history] == [1, 2]
-    assert {"train_loss", "val_loss", "val_pckh", "learning_rate"} <= set(history[0])
+    assert {"train_loss", "val_loss", "train_pckh", "val_pckh", "learning_rate"} <= set(history[0])
+    assert history[0]["train_num_people"] == history[0]["val_num_people"] == samples.read_manifest(person_samples)["rows"]["val"]
     best = max(history, key=lambda row: row["val_pckh"])
     assert result["val"]["val_pckh"] == best["val_pckh"]
     assert result["versions"]["ray"]
+
+
+def test_a_run_keeps_what_it_predicted_for_a_few_validation_people(
+    finished: tuple[TrainConfig, dict[str, Any]], person_samples: str
+) -> None:
+    run, result = finished
+    rows = runs.read_runs([result["run_uri"]])[0].snapshots.to_pylist()
+    labels = {}
+    for uri in samples.list_split(person_samples, "val"):
+        labels |= {row["sample_id"]: row for row in storage.read_table(uri).to_pylist()}
+    assert len(rows) == run.num_snapshot_people
+    for row in rows:
+        sample = labels[row["sample_id"]]
+        assert row["epochs"] == [1, 2]
+        np.testing.assert_array_equal(row["truth"], np.array(sample["joints"], np.float32))
+        assert np.abs(images.decode_jpeg(row["crop"]).astype(int) - images.decode_jpeg(sample["crop"])).mean() < 3
+    # The model after the last epoch, or the one before, is the best one that was kept.
+    model, _ = load_model(result["run_uri"])
+    model.eval()
+    pixels = np.stack([images.decode_jpeg(labels[row["sample_id"]]["crop"]) for row in rows])
+    with torch.inference_mode():
+        points = model.predict(torch.from_numpy(pixels).permute(0, 3, 1, 2))[0].numpy()
+    kept = np.array([row["points"][result["best_epoch"] - 1] for row in rows]).reshape(points.shape)
+    np.testing.assert_allclose(kept, points, atol=0.01)
 
 
 def test_the_checkpoint_holds_all_that_scoring_needs(finished: tuple[TrainConfig, dict[str, Any]]) -> None:
@@ -136,6 +162,8 @@ def test_a_killed_run_goes_on_at_its_last_checkpoint(person_samples: str, tmp_pa
     training.train(run)
     history = storage.read_json(str(tmp_path / "killed" / "history.json"))
     assert [row["epoch"] for row in history] == list(range(1, 7))
+    kept = storage.read_table(str(tmp_path / "killed" / snapshots.SNAPSHOTS_FILE)).to_pylist()
+    assert [row["epochs"] for row in kept] == [snapshots.choose_epochs(6, run.num_snapshot_epochs)] * run.num_snapshot_people
     # What was trained again came out the same; only the clock differs.
     assert [{**row, "images_per_second": None} for row in history[: len(before)]] == [{**row, "images_per_second": None} for row in before]
 

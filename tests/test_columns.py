@@ -1,0 +1,45 @@
+"""columns.py: lists of one length become arrays and come back, with NaN for every kind of null."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from posepipe.columns import float_array, list_array, list_column, text_array
+
+PAIRS = [[1.0, 2.0], None, [None, 4.0], [5.0, 6.0]]
+EXPECTED = [[1, 2], [np.nan, np.nan], [np.nan, 4], [5, 6]]
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [2], [0, 1, 1, 4]])
+def test_nulls_are_nan_in_every_chunking(cuts):
+    parts = np.split(np.arange(4), cuts)
+    column = pa.chunked_array([pa.array([PAIRS[index] for index in part], pa.list_(pa.float32(), 2)) for part in parts])
+    np.testing.assert_array_equal(list_array(column, 2), EXPECTED)
+    np.testing.assert_array_equal(list_array(column.slice(1, 2), 2), EXPECTED[1:3])
+
+
+def test_lists_take_the_shape_that_is_asked_for():
+    column = pa.chunked_array([pa.array([range(6), range(6, 12)], pa.list_(pa.float64(), 6))])
+    np.testing.assert_array_equal(list_array(column, 2, 3), np.arange(12).reshape(2, 2, 3))
+
+
+def test_flags_are_one_zero_and_nan():
+    column = pa.chunked_array([pa.array([[True, None], [False, True]], pa.list_(pa.bool_(), 2))])
+    np.testing.assert_array_equal(list_array(column, 2), [[1, np.nan], [0, 1]])
+
+
+@pytest.mark.parametrize("value_type", [pa.float32(), pa.float64()])
+def test_arrays_come_back_from_their_column(value_type):
+    column = list_column(np.array(EXPECTED), value_type)
+    assert column.to_pylist() == PAIRS
+    assert column.type == pa.list_(value_type, 2)
+    np.testing.assert_array_equal(list_array(pa.chunked_array([column]), 2), EXPECTED)
+
+
+def test_flags_come_back_from_their_column():
+    assert list_column(np.array([[1, 0], [np.nan, 1], [np.nan, np.nan]]), pa.bool_()).to_pylist() == [[True, False], [None, True], None]
+
+
+def test_numbers_and_texts():
+    np.testing.assert_array_equal(float_array(pa.chunked_array([pa.array([1, None, 3], pa.int32())])), [1, np.nan, 3])
+    assert text_array(pa.chunked_array([pa.array(["a", None])])).tolist() == ["a", None]
