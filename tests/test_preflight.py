@@ -46,7 +46,7 @@ REQUESTS: list[tuple[str, dict[str, Any], str]] = [
     ("score", {"num_actors": 6, "cpus_per_actor": 1}, "needs 6.4 CPUs and 0 GPUs (actors: 6 x 1 CPU, reading: 1 x 0.4 CPU), the"),
     ("score", {"num_actors": 3, "cpus_per_actor": 2}, "needs 6.4 CPUs"),
     ("score", {"num_actors": 1, "cpus_per_actor": 6}, "needs 6.4 CPUs and 0 GPUs"),
-    ("score", {"num_actors": 6, "cpus_per_actor": 1, "first_stage": True}, "(actors: 6 x 0.5 CPU, first-stage actors: 6 x 0.5 CPU, reading"),
+    ("score", {"num_actors": 6, "cpus_per_actor": 1, "first_stage": True}, "(actors: 6 x 0.5 CPU, first-stage actors: 6 x 0.5 CPU"),
     ("score", {"num_actors": 1, "cpus_per_actor": 1, "use_gpu": True}, "1 GPUs (actors: 1 x 1 CPU + 1 GPU, reading: 1 x 0.4 CPU)"),
 ]  # fmt: skip
 
