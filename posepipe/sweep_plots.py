@@ -64,7 +64,8 @@ def heat_map(rows: Sequence[Row], label: str) -> bytes:
     axes.set_yticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set_xlabel("learning rate")
     axes.set_ylabel("batch size")
-    figure.colorbar(image, ax=axes, label=f"best {label}, %")
+    axes.set_title(f"best {label}, %", loc="left", fontsize=10)
+    figure.colorbar(image, ax=axes)
     return _png(figure)
 
 

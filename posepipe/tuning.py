@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import ray.exceptions
+import ray.train
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
@@ -135,19 +136,22 @@ def _run_trial(parameters: dict[str, Any], config: TuneConfig, data: training.Tr
         run = dataclasses.replace(config.train, **trial["parameters"], runs_uri=runs_uri, name=trial["name"])
         training.train(run, data, [TuneReportCallback()])
     except Exception as error:
-        storage.write_json(_error_uri(sweep_uri, trial["name"]), {"error": _reason(error)})
-        if isinstance(error, ray.exceptions.RayError) and not isinstance(error, ray.exceptions.RayTaskError):
-            raise  # A lost node or a lack of memory: Tune tries again.
+        reason = _reason(error)
+        storage.write_json(_error_uri(sweep_uri, trial["name"]), {"error": _one_line(f"{type(reason).__name__}: {reason}")})
+        # A lost node or a lack of memory, which Tune tries again. What befalls workers Train has tried again already.
+        is_lost = isinstance(reason, ray.exceptions.RayError) and not isinstance(reason, ray.exceptions.RayTaskError)
+        if is_lost and not isinstance(error, ray.train.WorkerGroupError):
+            raise
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: BaseException) -> BaseException:
     """What went wrong, without the wrappers that Ray puts around it."""
     while True:
         failures = list(getattr(error, "worker_failures", {}).values())
         inner = [getattr(error, name, None) for name in ("controller_failure", "_base_exc", "cause")]
         found = next((each for each in [*failures, *inner] if isinstance(each, BaseException)), None)
         if found is None:
-            return _one_line(f"{type(error).__name__}: {error}")
+            return error
         error = found
 
 

@@ -98,11 +98,8 @@ def test_a_resumed_trial_is_not_judged_again_for_what_it_reached_before() -> Non
 def test_a_reason_is_what_went_wrong_inside_all_wrappers() -> None:
     error = ValueError("3 train samples are too few")
     inside = type("UserExceptionWithTraceback", (Exception,), {"_base_exc": error})()
-    assert tuning._reason(WorkerGroupError("", {1: inside})) == "ValueError: 3 train samples are too few"
-    assert tuning._reason(ControllerError(error)) == "ValueError: 3 train samples are too few"
-    assert tuning._reason(ray.exceptions.RayTaskError("f", "trace", error)) == "ValueError: 3 train samples are too few"
-    assert tuning._reason(MemoryError("none\nleft")) == "MemoryError: none left"
-    assert len(tuning._reason(MemoryError("process " * 1000))) < 400
+    wrapped = [WorkerGroupError("", {1: inside}), ControllerError(error), ray.exceptions.RayTaskError("f", "trace", error), error]
+    assert [tuning._reason(each) for each in wrapped] == [error] * 4
 
 
 def run_trial(monkeypatch: pytest.MonkeyPatch, folder: Path, error: Exception) -> str:
@@ -128,9 +125,17 @@ def test_a_trial_that_does_something_wrong_is_not_tried_again(monkeypatch: pytes
 
 
 def test_a_trial_whose_node_is_lost_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for error in (ray.exceptions.ActorDiedError(), ray.exceptions.OutOfMemoryError("full")):
-        with pytest.raises(ray.exceptions.RayError):
+    lost = ray.exceptions.OutOfMemoryError("full")
+    for error in (ray.exceptions.ActorDiedError(), lost, ControllerError(lost)):
+        with pytest.raises(type(error)):
             run_trial(monkeypatch, tmp_path, error)
+    # Train has tried this again already.
+    assert run_trial(monkeypatch, tmp_path, WorkerGroupError("", {0: lost})).startswith("OutOfMemoryError: ")
+
+
+def test_a_reason_is_one_short_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert run_trial(monkeypatch, tmp_path, MemoryError("none\nleft")) == "MemoryError: none left"
+    assert len(run_trial(monkeypatch, tmp_path, MemoryError("process " * 1000))) == tuning.MAX_REASON + 1
 
 
 def test_more_than_the_cluster_has_is_refused(ray_session: None, person_samples: str, tmp_path: Path) -> None:
