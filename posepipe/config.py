@@ -22,6 +22,7 @@ Precision = Literal["float32", "bfloat16"]
 Scheduler = Literal["asha", "none"]
 OnNonFinite = Literal["stop", "skip"]
 Logger = Literal["none", "mlflow", "wandb"]
+SearchAlgorithm = Literal["random", "optuna"]
 
 
 MAX_PIXELS = 178_956_970
@@ -179,24 +180,37 @@ class TuneConfig:
     train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     """What all trials share; its name is the sweep's."""
     search: tuple[str, ...] = ("learning_rate=grid:1e-4,5e-4,1e-3", "batch_size=grid:32,128")
-    """Fields of the training config and their values: FIELD=grid:A,B,… tries all, FIELD=choice:A,B,… draws one per trial,
-    FIELD=uniform:LOW,HIGH and FIELD=loguniform:LOW,HIGH draw from an interval."""
+    """Fields of the training config and their values: FIELD=grid:A,B,… tries all, FIELD=choice:A,B,… chooses one per trial,
+    FIELD=uniform:LOW,HIGH and FIELD=loguniform:LOW,HIGH choose from an interval."""
+    search_algorithm: SearchAlgorithm = "random"
+    """Who chooses where there is no grid: random (draws, all from the seed) or optuna (TPE: random for ten trials, then where the best ones
+    were). Neither tries a configuration twice."""
     num_trials: int = 1
-    """How often the grid is gone through, each time with new draws."""
+    """How often the grid is gone through, each time with new choices; without a grid, the number of trials."""
     scheduler: Scheduler = "asha"
-    """asha (stops bad trials early) or none."""
+    """asha (from a quarter of the epochs on, and at every doubling, stops a trial that is worse than half of those before it) or none."""
     max_concurrent_trials: int = 0
-    """At most so many trials at a time; 0: as many as the cluster holds."""
+    """At most so many trials at a time; 0: as many as the cluster holds. It never starts more than that."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_at_least(self, num_trials=1, max_concurrent_trials=0)
         if self.train.min_workers < self.train.max_workers:
             raise ValueError(f"a trial's --num-workers must be one number, got {self.train.num_workers!r}: others wait for the rest")
+        kinds: dict[str, str] = {}
         for text in self.search:
-            name, _, values = parse_search(text)
+            name, kind, values = parse_search(text)
             for value in values:
                 dataclasses.replace(self.train, **{name: value})
+            if name in kinds:
+                raise ValueError(f"--search names {name} twice")
+            kinds[name] = kind
+        if not kinds:
+            raise ValueError("--search needs at least one field")
+        if set(kinds.values()) == {"grid"}:
+            for flag, is_given in (("--num-trials", self.num_trials > 1), ("--search-algorithm optuna", self.search_algorithm == "optuna")):
+                if is_given:
+                    raise ValueError(f"{flag} needs a field to choose: one with choice, uniform or loguniform; grids are gone through once")
 
 
 @dataclass(frozen=True, kw_only=True)

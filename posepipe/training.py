@@ -223,9 +223,9 @@ def describe_config(config: TrainConfig) -> dict[str, Any]:
     return {**dataclasses.asdict(config), "job": "train", "weights": list(config.weights), "samples_fingerprint": fingerprint}
 
 
-def claim_folder(run_uri: str, wanted: dict[str, Any]) -> None:
+def claim_folder(run_uri: str, wanted: dict[str, Any], name: str = CONFIG_FILE) -> None:
     """Writes `wanted` as the config of the folder; ValueError where it belongs to another one already."""
-    uri = storage.join_uri(run_uri, CONFIG_FILE)
+    uri = storage.join_uri(run_uri, name)
     if storage.exists(uri):
         # A run from before a field existed had what is its default now.
         defaults = {item.name: item.default for item in dataclasses.fields(TrainConfig) if item.default is not dataclasses.MISSING}
@@ -253,13 +253,20 @@ def _finish(config: TrainConfig, run_uri: str, data: TrainingData, fitted: ray.t
         "model_id": storage.sha256(model_data),
         "best_epoch": metrics["epoch"],
         "val": {name: value for name, value in metrics.items() if name.startswith("val_")},
-        "floor": data.floor,
-        "samples": {name: data.manifest[name] for name in ("framing", "people", "size", "rows")},
-        "versions": {"posepipe": posepipe.__version__, **{name: importlib.metadata.version(name) for name in LIBRARIES}},
+        **describe_data(data),
     }
     storage.write_json(storage.join_uri(run_uri, RESULT_FILE), result)
     storage.write_bytes(storage.join_uri(run_uri, storage.SUCCESS), b"")
     return result
+
+
+def describe_data(data: TrainingData) -> dict[str, Any]:
+    """What a result says of its samples and of the libraries."""
+    return {
+        "floor": data.floor,
+        "samples": {name: data.manifest[name] for name in ("framing", "people", "size", "rows")},
+        "versions": {"posepipe": posepipe.__version__, **{name: importlib.metadata.version(name) for name in LIBRARIES}},
+    }
 
 
 def describe(result: dict[str, Any]) -> str:

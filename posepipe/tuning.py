@@ -1,29 +1,38 @@
 """A sweep of training runs.
 
-The samples are decoded once for all trials. Every trial is a training run below the sweep's folder; the best one's weights are copied to
-the folder itself, so that it is a checkpoint like any other run's.
+The samples are decoded once for all trials. Every trial is a training run below the sweep's folder; the best one's weights and settings are
+copied to the folder itself, so that it is a checkpoint like any other run's. Ray Tune runs the trials; what is known of them lies in their
+folders, so that a sweep whose driver died goes on from there, whatever Tune remembered.
 """
 
 import dataclasses
-import json
 import logging
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import pyarrow as pa
+import ray.exceptions
+import ray.train
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search import BasicVariantGenerator
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
-from posepipe import cluster, storage, training
+from posepipe import cluster, searching, storage, sweep_plots, training, trials
 from posepipe.config import TuneConfig, parse_search
 from posepipe.models import MODEL_FILE
+from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
+from posepipe.snapshots import SNAPSHOTS_FILE
+from posepipe.trials import Trial
 
 logger = logging.getLogger(__name__)
 
 TRIALS_FILE = "trials.parquet"
-TRIALS_FOLDER = "trials"
+SWEEP_FILE = "sweep.json"
+MAX_REASON = 300  # characters; Ray's own reasons list the memory of a whole node
+OBJECTIVES = {"pose": "PCKh@0.5, official", "head": "mean IoU of the head box"}
 
 
 def tune(config: TuneConfig) -> dict[str, Any]:
@@ -33,7 +42,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         The result as written to `result.json`: the best trial and its scores.
 
     Raises:
-        ValueError: a name that is taken by another sweep, no samples, too small a cluster, or no trial that ended well.
+        ValueError: a name that is taken by another sweep, no samples, too small a cluster, or no trial that got as far as a score.
     """
     # Trials run in folders of their own, where a relative path means something else.
     config = dataclasses.replace(config, train=training.resolve_uris(config.train))
@@ -42,141 +51,209 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     if storage.exists(storage.join_uri(sweep_uri, storage.SUCCESS)):
         _claim_sweep(config, sweep_uri)
         logger.warning("sweep %s is complete; its result is read, nothing is trained", sweep_uri)
-        return storage.read_json(storage.join_uri(sweep_uri, training.RESULT_FILE))
+        return storage.read_json(storage.join_uri(sweep_uri, RESULT_FILE))
     training.require_workers("one trial", shared)
     at_once = cluster.num_fitting(cpus=shared.cpus_per_worker, gpus=int(shared.use_gpu)) // shared.max_workers
     data = training.load_data(shared)
     training.build_initial_model(shared, data)
     _claim_sweep(config, sweep_uri)
-    trainable = ray.tune.with_parameters(_run_trial, config=config, data=data)
-    # The driver of a trial waits; its workers are what needs the CPUs. Tune takes no request for nothing, so it asks for one byte.
-    trainable = ray.tune.with_resources(trainable, {"memory": 1})
-    # Tune's own files lie apart from the trials' run folders.
-    tune_uri = storage.join_uri(sweep_uri, "tune")
-    if ray.tune.Tuner.can_restore(tune_uri):
-        tuner = ray.tune.Tuner.restore(tune_uri, trainable, resume_errored=True)
-    else:
-        tuner = ray.tune.Tuner(
-            trainable,
-            param_space={name: _space(kind, values) for name, kind, values in map(parse_search, config.search)},
-            tune_config=ray.tune.TuneConfig(
-                metric="objective",
-                mode="max",
-                num_samples=config.num_trials,
-                search_alg=BasicVariantGenerator(
-                    max_concurrent=min(at_once, config.max_concurrent_trials or at_once), random_state=shared.seed
-                ),
-                scheduler=_scheduler(config),
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=ray.tune.RunConfig(name="tune", storage_path=sweep_uri, verbose=0),
-        )
-    return _finish(config, sweep_uri, tuner.fit(), data)
+    known = trials.read_trials(sweep_uri)
+    if known:
+        num_ended = sum(trial.has_ended for trial in known)
+        print(f"going on: {num_ended} trials have ended, {len(known) - num_ended} were under way", flush=True)
+    _run_trials(config, sweep_uri, data, known, min(at_once, config.max_concurrent_trials or at_once))
+    known = trials.read_trials(sweep_uri)
+    if not all(trial.has_ended for trial in known):
+        raise KeyboardInterrupt(f"the sweep {sweep_uri} was interrupted; the same command goes on")
+    return _finish(config, sweep_uri, known, data)
 
 
 def _claim_sweep(config: TuneConfig, sweep_uri: str) -> None:
-    wanted = {
-        **training.describe_config(config.train),
-        "job": "tune",
-        "search": list(config.search),
-        "num_trials": config.num_trials,
-        "scheduler": config.scheduler,
-    }
-    training.claim_folder(sweep_uri, wanted)
+    names = ("search", "search_algorithm", "num_trials", "scheduler")
+    wanted = {**training.describe_config(config.train), "job": "tune", **{name: getattr(config, name) for name in names}}
+    wanted["search"] = list(config.search)
+    training.claim_folder(sweep_uri, wanted, SWEEP_FILE)
+    if not storage.exists(storage.join_uri(sweep_uri, CONFIG_FILE)):
+        # Until it holds the best trial's settings: jobs.train, too, shall find the name taken.
+        storage.write_json(storage.join_uri(sweep_uri, CONFIG_FILE), wanted)
+
+
+def _run_trials(config: TuneConfig, sweep_uri: str, data: training.TrainingData, known: Sequence[Trial], at_once: int) -> None:
+    """Runs every trial that has not ended, those that were under way first."""
+    ended = {trial.name for trial in known if trial.has_ended}
+    space: dict[str, Any] = {}
+    if config.search_algorithm == "optuna":
+        num_samples = len(searching.grid([parse_search(text) for text in config.search])) * config.num_trials - len(ended)
+        algorithm: Any = ConcurrencyLimiter(searching.Optuna(config, known), max_concurrent=at_once)
+    else:
+        planned = {name: parameters for name, parameters in searching.plan_trials(config).items() if name not in ended}
+        under_way = [trial.name for trial in known if trial.name in planned]
+        ordered = list(dict.fromkeys([*under_way, *planned]))
+        space["trial"] = ray.tune.grid_search([{"name": name, "parameters": planned[name]} for name in ordered])
+        num_samples = min(1, len(ordered))
+        algorithm = BasicVariantGenerator(max_concurrent=at_once)
+    if num_samples <= 0:
+        return
+    trainable = ray.tune.with_parameters(_run_trial, config=config, data=data)
+    # The driver of a trial waits; its workers are what needs the CPUs. Tune takes no request for nothing, so it asks for one byte.
+    trainable = ray.tune.with_resources(trainable, {"memory": 1})
+    tuner = ray.tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=ray.tune.TuneConfig(
+            metric="objective",
+            mode="max",
+            num_samples=num_samples,
+            search_alg=algorithm,
+            scheduler=_scheduler(config, known),
+            trial_name_creator=_name_of,
+            trial_dirname_creator=_name_of,
+        ),
+        # Tune's own files lie apart from the trials' run folders. What a trial itself does wrong ends it; these failures are lost nodes.
+        run_config=ray.tune.RunConfig(
+            name="tune",
+            storage_path=sweep_uri,
+            verbose=0,
+            callbacks=[_Recorder(sweep_uri)],
+            failure_config=ray.tune.FailureConfig(max_failures=config.train.max_failures),
+        ),
+    )
+    # A trial that fails before its first epoch has no objective, which else would end the whole sweep.
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    tuner.fit()
+
+
+def _name_of(trial: Any) -> str:
+    return trial.config["trial"]["name"]
 
 
 def _run_trial(parameters: dict[str, Any], config: TuneConfig, data: training.TrainingData) -> None:
-    trials_uri = storage.join_uri(config.train.runs_uri, config.train.name, TRIALS_FOLDER)
-    trial = dataclasses.replace(config.train, **parameters, runs_uri=trials_uri, name=ray.tune.get_context().get_trial_id())
-    training.train(trial, data, [TuneReportCallback()])
+    """In a process of its own: one training run. What goes wrong in it is left in its folder."""
+    trial = parameters["trial"]
+    sweep_uri = storage.join_uri(config.train.runs_uri, config.train.name)
+    runs_uri = storage.join_uri(sweep_uri, trials.TRIALS_FOLDER)
+    try:
+        run = dataclasses.replace(config.train, **trial["parameters"], runs_uri=runs_uri, name=trial["name"])
+        training.train(run, data, [TuneReportCallback()])
+    except Exception as error:
+        reason = _reason(error)
+        storage.write_json(_error_uri(sweep_uri, trial["name"]), {"error": _one_line(f"{type(reason).__name__}: {reason}")})
+        # A lost node or a lack of memory, which Tune tries again. What befalls workers Train has tried again already.
+        is_lost = isinstance(reason, ray.exceptions.RayError) and not isinstance(reason, ray.exceptions.RayTaskError)
+        if is_lost and not isinstance(error, ray.train.WorkerGroupError):
+            raise
 
 
-def _space(kind: str, values: Sequence[Any]) -> Any:
-    if kind == "grid":
-        return ray.tune.grid_search(list(values))
-    if kind == "choice":
-        return ray.tune.choice(list(values))
-    return {"uniform": ray.tune.uniform, "loguniform": ray.tune.loguniform}[kind](*values)
+def _reason(error: BaseException) -> BaseException:
+    """What went wrong, without the wrappers that Ray puts around it."""
+    while True:
+        failures = list(getattr(error, "worker_failures", {}).values())
+        inner = [getattr(error, name, None) for name in ("controller_failure", "_base_exc", "cause")]
+        found = next((each for each in [*failures, *inner] if isinstance(each, BaseException)), None)
+        if found is None:
+            return error
+        error = found
 
 
-def _scheduler(config: TuneConfig) -> ASHAScheduler | None:
-    epochs = config.train.epochs
-    if config.scheduler == "none" or epochs == 1:
-        return None
-    # One more than there are epochs: a trial that gets to the end closes its run folder itself.
-    return ASHAScheduler(time_attr="epoch", max_t=epochs + 1, grace_period=max(1, epochs // 4), reduction_factor=2)
+def _one_line(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}…"
 
 
-def _finish(config: TuneConfig, sweep_uri: str, results: ray.tune.ResultGrid, data: training.TrainingData) -> dict[str, Any]:
-    rows = sorted((_row(config, sweep_uri, result) for result in results), key=lambda row: row["trial_id"])
-    storage.write_table(storage.join_uri(sweep_uri, TRIALS_FILE), pa.Table.from_pylist(rows))
-    scored = [row for row in rows if row["objective"] is not None]
+def _error_uri(sweep_uri: str, name: str) -> str:
+    return storage.join_uri(trials.trial_uri(sweep_uri, name), trials.ERROR_FILE)
+
+
+class _Recorder(ray.tune.Callback):
+    """Writes down which trials were started and which have ended, as soon as the driver knows."""
+
+    def __init__(self, sweep_uri: str) -> None:
+        self._sweep_uri = sweep_uri
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        storage.delete([_error_uri(self._sweep_uri, _name_of(trial))])
+        self._write(trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._write(trial, has_ended=True, error=self._error(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).exists() else "no reason is known"
+        self._write(trial, has_ended=True, error=self._error(trial) or _one_line(text))
+
+    def _error(self, trial: Any) -> str | None:
+        uri = _error_uri(self._sweep_uri, _name_of(trial))
+        return storage.read_json(uri)["error"] if storage.exists(uri) else None
+
+    def _write(self, trial: Any, has_ended: bool = False, error: str | None = None) -> None:
+        if error:
+            print(f"{_name_of(trial)} failed: {error}", flush=True)
+        parameters = trial.config["trial"]["parameters"]
+        trials.write_record(self._sweep_uri, _name_of(trial), parameters, has_ended=has_ended, error=error)
+
+
+def _scheduler(config: TuneConfig, known: Sequence[Trial] = ()) -> ASHAScheduler | None:
+    return None if config.scheduler == "none" or config.train.epochs == 1 else _Asha(config.train.epochs, known)
+
+
+class _Asha(ASHAScheduler):
+    """ASHA that is told what the trials of an interrupted sweep reached.
+
+    Nothing is stopped in its last epoch: a trial that gets there closes its run folder itself.
+    """
+
+    def __init__(self, epochs: int, known: Sequence[Trial]) -> None:
+        first = max(1, epochs // 4)
+        super().__init__(time_attr="epoch", grace_period=first, max_t=max(first, epochs - 1), reduction_factor=2, stop_last_trials=False)
+        self._known = {trial.name: trial for trial in known}
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        for name in [name for name, each in self._known.items() if each.has_ended]:
+            stand_in = SimpleNamespace(trial_id=name)
+            super().on_trial_add(tune_controller, stand_in)
+            self._replay(stand_in, self._known.pop(name))
+        if _name_of(trial) in self._known:
+            self._replay(trial, self._known.pop(_name_of(trial)))
+
+    def _replay(self, trial: Any, known: Trial) -> None:
+        for row in known.history:
+            super().on_trial_result(None, trial, row)
+
+
+def _finish(config: TuneConfig, sweep_uri: str, known: Sequence[Trial], data: training.TrainingData) -> dict[str, Any]:
+    """Makes the sweep's folder explain itself, as a training run's does: the best trial's files, all trials; the marker comes last."""
+    table = trials.to_table(known)
+    storage.write_table(storage.join_uri(sweep_uri, TRIALS_FILE), table)
+    rows = table.to_pylist()
+    scored = [trial for trial in known if trial.best and trial.checkpoint_uri]
     if not scored:
         raise ValueError(f"no trial of {sweep_uri} got as far as a score; first error: {rows[0]['error']}")
-    best = max(scored, key=lambda row: row["objective"])
-    model = storage.read_bytes(storage.join_uri(best["checkpoint_uri"], MODEL_FILE))
-    storage.write_bytes(storage.join_uri(sweep_uri, MODEL_FILE), model)
+    best = max(scored, key=lambda trial: (trial.best or {})["objective"])
+    fields = [parse_search(text)[0] for text in config.search]
+    for name, picture in sweep_plots.draw(rows, [trial.history for trial in known], fields, OBJECTIVES[config.train.task]).items():
+        storage.write_bytes(storage.join_uri(sweep_uri, name), picture)
+    sweep = storage.read_json(storage.join_uri(sweep_uri, SWEEP_FILE))
+    files = {name: storage.read_bytes(storage.join_uri(str(best.checkpoint_uri), name)) for name in (MODEL_FILE, SNAPSHOTS_FILE)}
+    files[HISTORY_FILE] = storage.to_json(best.history)
+    files[CONFIG_FILE] = storage.to_json({**sweep, **best.parameters, "trial_id": best.name})
+    for name, content in files.items():
+        storage.write_bytes(storage.join_uri(sweep_uri, name), content)
+    row = best.row()
     result = {
         "run_uri": sweep_uri,
-        "model_id": storage.sha256(model),
+        "model_id": storage.sha256(files[MODEL_FILE]),
         "trials": rows,
-        "best_trial": best["trial_id"],
-        "best_epoch": best["epoch"],
-        "val": {name: value for name, value in best.items() if name.startswith("val_")},
-        "floor": data.floor,
+        "best_trial": best.name,
+        "best_epoch": row["epoch"],
+        "val": {name: value for name, value in row.items() if name.startswith("val_")},
+        **training.describe_data(data),
     }
-    storage.write_json(storage.join_uri(sweep_uri, training.RESULT_FILE), result)
+    storage.write_json(storage.join_uri(sweep_uri, RESULT_FILE), result)
     storage.write_bytes(storage.join_uri(sweep_uri, storage.SUCCESS), b"")
     return result
 
 
-def _row(config: TuneConfig, sweep_uri: str, result: Any) -> dict[str, Any]:
-    """One trial: what was tried, how it ended, its best epoch."""
-    fields = [parse_search(text)[0] for text in config.search]
-    trial_id = result.path.rstrip("/").rpartition("/")[2]
-    trial_uri = storage.join_uri(sweep_uri, TRIALS_FOLDER, trial_id)
-    is_complete = storage.exists(storage.join_uri(trial_uri, storage.SUCCESS))
-    # A complete run says more than Tune, which forgets what happened before the sweep was interrupted.
-    epochs = storage.read_json(storage.join_uri(trial_uri, training.HISTORY_FILE)) if is_complete else _reported(result)
-    row: dict[str, Any] = {
-        "trial_id": trial_id,
-        **{name: (result.config or {}).get(name) for name in fields},
-        "status": "completed" if is_complete else "failed" if result.error else "stopped early",
-        "error": str(result.error) if result.error else None,
-        "epochs": len(epochs),
-        "epoch": None,
-        "objective": None,
-        "checkpoint_uri": None,
-    }
-    if epochs:
-        # Of equals Ray keeps the latest checkpoint.
-        best = max(epochs, key=lambda epoch: (epoch["objective"], epoch["epoch"]))
-        folder = str(best.get("checkpoint_path", "")).rstrip("/").rpartition("/")[2]
-        row |= {
-            "epoch": best["epoch"],
-            "objective": best["objective"],
-            "checkpoint_uri": trial_uri if is_complete else storage.join_uri(trial_uri, folder),
-            **{name: value for name, value in best.items() if name.startswith("val_")},
-        }
-    return row
-
-
-def _reported(result: Any) -> list[dict[str, Any]]:
-    """What a trial told Tune, one dict per epoch."""
-    if result.metrics_dataframe is None or "objective" not in result.metrics_dataframe:
-        return []
-    return json.loads(result.metrics_dataframe.to_json(orient="records"))
-
-
 def describe(result: dict[str, Any]) -> str:
     """The sweep's table, for people."""
-    hidden = ("error", "checkpoint_uri")
-    names = [name for name in result["trials"][0] if name not in hidden and not name.startswith("val_")]
-    table = [names] + [[_text(row[name]) for name in names] for row in result["trials"]]
-    widths = [max(len(line[column]) for line in table) for column in range(len(names))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in table]
-    return "\n".join([*lines, f"best trial {result['best_trial']}", training.describe(result)])
-
-
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+    return "\n".join([trials.describe(result["trials"]), f"best trial {result['best_trial']}", training.describe(result)])

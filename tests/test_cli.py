@@ -38,8 +38,8 @@ def test_flags_make_a_config():
 
 
 def test_a_sweep_takes_the_flags_of_a_training_run():
-    config = parse(TuneConfig, [*TRAIN_FLAGS, "--epochs", "3", "--search", "seed=grid:1,2", "--num-trials", "4"])
-    assert config == TuneConfig(train=TrainConfig(**TRAIN, epochs=3), search=("seed=grid:1,2",), num_trials=4)
+    config = parse(TuneConfig, [*TRAIN_FLAGS, "--epochs", "3", "--search", "seed=choice:1,2", "--num-trials", "4"])
+    assert config == TuneConfig(train=TrainConfig(**TRAIN, epochs=3), search=("seed=choice:1,2",), num_trials=4)
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,6 @@ def test_score_says_what_is_wrong(mistakes: Mistakes, person_samples: str, image
     assert "no complete samples at" in mistakes.message(score, **new, samples_uri=tmp_path)
     assert "Expected one of ('train', 'val', 'test')" in mistakes.message(score, **new, samples_uri=person_samples, split="valid")
     message = mistakes.message(score, **new, samples_uri=person_samples, num_actors=6)
-    assert "scoring with 6 actors needs 6.5 CPUs" in message
+    assert "scoring with 6 actors needs 6.4 CPUs" in message
     journal.write_run(str(tmp_path / "predictions"), {"identity": {"run_id": "another"}})
     assert "run_id was 'another', now 'score'" in mistakes.message(score, **new, samples_uri=person_samples)

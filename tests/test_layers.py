@@ -91,7 +91,14 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
         True,
         True,
     ),
-    "tuning": ({"training", "config", "cluster", "storage", "models"}, False, True),
+    "trials": ({"runs", "storage"}, False, True),
+    "searching": ({"config", "trials"}, False, True),
+    "sweep_plots": ({"plots"}, False, False),
+    "tuning": (
+        {"training", "trials", "searching", "sweep_plots", "config", "cluster", "storage", "models", "runs", "snapshots"},
+        False,
+        True,
+    ),
     "report": (RESULTS | {"cases", "comparing", "runs", "plots", "material", "report_page"}, False, False),
     "demo": (
         MATHS | {"mpii", "synthetic", "preparing", "training", "tuning", "scoring", "gallery", "report", "config", "cluster", "progress"},

@@ -1,36 +1,141 @@
-"""What a sweep tries. The sweep itself runs in test_demo.py."""
+"""A sweep of trials on Ray Tune: what ASHA remembers, what goes wrong in a trial, a driver that is killed."""
 
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray.exceptions
+from fault_tools import ROOT, descendants, kill_all
+from ray.train import ControllerError, WorkerGroupError
+from ray.tune.schedulers import TrialScheduler
 
-from posepipe import tuning
-from posepipe.config import TrainConfig, TuneConfig
+from posepipe import runs, samples, scoring, storage, training, trials, tuning
+from posepipe.config import ScoreConfig, TrainConfig, TuneConfig
+from posepipe.trials import Trial
 
 
 def sweep(epochs: int = 8, **changes: Any) -> TuneConfig:
     return TuneConfig(train=TrainConfig(samples_uri="s", runs_uri="r", name="sweep", epochs=epochs), **changes)
 
 
-def test_a_grid_tries_all_values() -> None:
-    assert tuning._space("grid", (1e-4, 1e-3)) == {"grid_search": [1e-4, 1e-3]}
+# ASHA
 
 
-def test_draws_stay_inside_their_interval() -> None:
-    drawn = [tuning._space("loguniform", (1e-5, 1e-3)).sample() for _ in range(200)]
-    assert min(drawn) >= 1e-5
-    assert max(drawn) <= 1e-3
-    assert sum(value < 1e-4 for value in drawn) > 50, "as many below as above the middle of the decades"
-    assert {tuning._space("choice", (32, 64)).sample() for _ in range(50)} == {32, 64}
+def added(scheduler: Any, name: str) -> Any:
+    trial = SimpleNamespace(trial_id=f"ray-{name}", config={"trial": {"name": name}})
+    scheduler.on_trial_add(None, trial)
+    return trial
 
 
-def test_asha_lets_a_quarter_of_the_epochs_pass_first() -> None:
-    scheduler = tuning._scheduler(sweep(epochs=8))
+def asha(epochs: int, known: list[Trial] | None = None) -> Any:
+    scheduler = tuning._scheduler(sweep(epochs), known or [])
     assert scheduler is not None
-    assert scheduler._brackets[0]._rungs[-1][0] == 2
+    scheduler.set_search_properties("objective", "max")
+    return scheduler
+
+
+def report(scheduler: Any, trial: Any, epoch: int, objective: float) -> bool:
+    """Whether the trial goes on."""
+    return scheduler.on_trial_result(None, trial, {"epoch": epoch, "objective": objective}) == TrialScheduler.CONTINUE
+
+
+def test_asha_lets_a_quarter_of_the_epochs_pass_and_stops_the_worse_half() -> None:
+    scheduler = asha(8)
+    good, bad = added(scheduler, "a"), added(scheduler, "b")
+    assert report(scheduler, good, 1, 0.5)
+    assert report(scheduler, bad, 1, 0.1), "too early to say"
+    assert report(scheduler, good, 2, 0.5)
+    assert not report(scheduler, bad, 2, 0.1)
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 5, 8, 9])
+def test_nothing_is_stopped_in_its_last_epoch(epochs: int) -> None:
+    scheduler = asha(epochs)
+    better, worse = added(scheduler, "a"), added(scheduler, "b")
+    for epoch in range(1, epochs):
+        assert report(scheduler, worse, epoch, 0.5)
+        assert report(scheduler, better, epoch, 0.5)
+    assert report(scheduler, better, epochs, 0.9)
+    assert report(scheduler, worse, epochs, 0.0)
+
+
+def test_where_nothing_may_be_stopped_there_is_no_asha() -> None:
     assert tuning._scheduler(sweep(epochs=8, scheduler="none")) is None
     assert tuning._scheduler(sweep(epochs=1)) is None
+
+
+def test_asha_remembers_what_trials_of_before_an_interruption_reached() -> None:
+    rows = [{"epoch": epoch, "objective": 0.5} for epoch in range(1, 9)]
+    known = [Trial("a", {}, "completed", None, rows, rows[-1], "uri"), Trial("b", {}, "under way", None, rows[:1], rows[0], "uri")]
+    scheduler = asha(8, known)
+    resumed = added(scheduler, "b")
+    assert not report(scheduler, resumed, 2, 0.1), "worse than a, which ended before"
+    fresh = asha(8)
+    assert report(fresh, added(fresh, "b"), 2, 0.1), "nothing is known that is better"
+
+
+def test_a_resumed_trial_is_not_judged_again_for_what_it_reached_before() -> None:
+    rows = [{"epoch": epoch, "objective": 0.1} for epoch in (1, 2)]
+    scheduler = asha(8, [Trial("b", {}, "under way", None, rows, rows[0], "uri")])
+    resumed = added(scheduler, "b")
+    other = added(scheduler, "c")
+    assert report(scheduler, other, 2, 0.5)
+    assert report(scheduler, resumed, 3, 0.1), "it went on at epoch 2, there is nothing to compare with before 4"
+
+
+# What goes wrong
+
+
+def test_a_reason_is_what_went_wrong_inside_all_wrappers() -> None:
+    error = ValueError("3 train samples are too few")
+    inside = type("UserExceptionWithTraceback", (Exception,), {"_base_exc": error})()
+    wrapped = [WorkerGroupError("", {1: inside}), ControllerError(error), ray.exceptions.RayTaskError("f", "trace", error), error]
+    assert [tuning._reason(each) for each in wrapped] == [error] * 4
+
+
+def run_trial(monkeypatch: pytest.MonkeyPatch, folder: Path, error: Exception) -> str:
+    """Runs a trial whose training ends with `error`, and returns the reason in its folder."""
+
+    def train(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(tuning, "TuneReportCallback", lambda: None)
+    config = TuneConfig(train=TrainConfig(samples_uri="s", runs_uri=str(folder), name="sweep"))
+    try:
+        tuning._run_trial({"trial": {"name": "trial-000", "parameters": {"batch_size": 32}}}, config, None)  # type: ignore[arg-type]
+    finally:
+        reason = storage.read_json(str(folder / "sweep" / "trials" / "trial-000" / trials.ERROR_FILE))["error"]
+    return reason
+
+
+def test_a_trial_that_does_something_wrong_is_not_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert run_trial(monkeypatch, tmp_path, ValueError("unknown model")) == "ValueError: unknown model"
+    cause = FloatingPointError("the loss is nan")
+    assert run_trial(monkeypatch, tmp_path, WorkerGroupError("", {0: cause})) == "FloatingPointError: the loss is nan"
+
+
+def test_a_trial_whose_node_is_lost_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lost = ray.exceptions.OutOfMemoryError("full")
+    for error in (ray.exceptions.ActorDiedError(), lost, ControllerError(lost)):
+        with pytest.raises(type(error)):
+            run_trial(monkeypatch, tmp_path, error)
+    # Train has tried this again already.
+    assert run_trial(monkeypatch, tmp_path, WorkerGroupError("", {0: lost})).startswith("OutOfMemoryError: ")
+
+
+def test_a_reason_is_one_short_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert run_trial(monkeypatch, tmp_path, MemoryError("none\nleft")) == "MemoryError: none left"
+    assert len(run_trial(monkeypatch, tmp_path, MemoryError("process " * 1000))) == tuning.MAX_REASON + 1
 
 
 def test_more_than_the_cluster_has_is_refused(ray_session: None, person_samples: str, tmp_path: Path) -> None:
@@ -56,3 +161,167 @@ def test_trials_which_run_elsewhere_get_absolute_uris(
     assert given[0].train.samples_uri == person_samples
     assert given[0].train.runs_uri == str(Path(person_samples).parent / "runs")
     assert given[0].train.weights == ("none",)
+
+
+# A driver that is killed
+
+HEATMAP: dict[str, Any] = {"regression_head": "heatmap", "feature_stride": 16}
+
+
+@contextlib.contextmanager
+def tune_process(config: TuneConfig, log: Path, address: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m jobs.tune` in a process group of its own, on a Ray of its own or on the cluster at `address`."""
+    train = config.train
+    flags = {
+        name: getattr(train, name)
+        for name in ("samples_uri", "runs_uri", "name", "task", "model", "regression_head", "feature_stride", "epochs", "batch_size")
+    }
+    flags |= {"search_algorithm": config.search_algorithm, "num_trials": config.num_trials}
+    flags |= {"max_concurrent_trials": config.max_concurrent_trials}
+    command = [sys.executable, "-m", "jobs.tune", *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items())]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or (address and "RAY_AUTH" in name)}
+    with log.open("a") as sink:
+        process = subprocess.Popen(
+            [*command, "--search", *config.search],
+            cwd=ROOT,
+            env={**kept, **({"RAY_ADDRESS": address} if address else {})},
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        pids = descendants(process.pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        kill_all(pids)
+        process.wait()
+
+
+def run_until(process: subprocess.Popen[bytes], log: Path, sweep_uri: str, num_ended: int, timeout: float) -> list[Trial]:
+    """Waits until so many trials have ended and another one has a checkpoint."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the sweep ended before it could be killed:\n{log.read_text()[-4000:]}"
+        with contextlib.suppress(FileNotFoundError):  # a checkpoint that has just made room for a better one
+            found = trials.read_trials(sweep_uri)
+            if sum(trial.has_ended for trial in found) >= num_ended and any(trial.history and not trial.has_ended for trial in found):
+                return found
+        time.sleep(0.1)
+    raise AssertionError(f"{num_ended} trials did not end in {timeout:.0f} s:\n{log.read_text()[-4000:]}")
+
+
+def require_each_ran_once(before: list[Trial], sweep_uri: str) -> list[Trial]:
+    """What was known when the driver was killed is what is known now, to the wall clock of every epoch; the rest was added."""
+    after = {trial.name: trial for trial in trials.read_trials(sweep_uri)}
+    for trial in before:
+        assert after[trial.name].parameters == trial.parameters
+        assert after[trial.name].history[: len(trial.history)] == trial.history, f"{trial.name} was trained again"
+        if trial.has_ended:
+            assert after[trial.name] == trial
+    assert len({json.dumps(trial.parameters, sort_keys=True) for trial in after.values()}) == len(after)
+    assert all([row["epoch"] for row in trial.history] == list(range(1, len(trial.history) + 1)) for trial in after.values())
+    return list(after.values())
+
+
+def test_a_sweep_whose_driver_was_killed_goes_on_and_a_failed_trial_is_a_row(
+    ray_session: None, person_samples: str, tmp_path: Path
+) -> None:
+    train = TrainConfig(
+        samples_uri=person_samples, runs_uri=str(tmp_path), name="sweep", task="head", model="resnet10t", epochs=6, batch_size=16, **HEATMAP
+    )
+    config = TuneConfig(train=train, search=("model=grid:nosuch,resnet10t", "learning_rate=grid:2e-3"), max_concurrent_trials=1)
+    sweep_uri, log = f"{tmp_path}/sweep", tmp_path / "log"
+    with tune_process(config, log) as process:
+        before = run_until(process, log, sweep_uri, 1, 400)
+    assert [trial.status for trial in before] == ["failed", "under way"]
+    assert 1 <= len(before[1].history) < 6
+    assert not Path(sweep_uri, storage.SUCCESS).exists()
+    result = tuning.tune(config)
+    failed, done = require_each_ran_once(before, sweep_uri)
+    assert (failed.status, done.status, len(done.history)) == ("failed", "completed", 6)
+    assert str(failed.error).startswith("ValueError: unknown model 'nosuch'")
+    rows = storage.read_table(f"{sweep_uri}/{tuning.TRIALS_FILE}").to_pylist()
+    assert [row["objective"] for row in rows] == [None, done.row()["objective"]]
+    assert "trial-000 failed: ValueError: unknown model 'nosuch'" in tuning.describe(result)
+    require_the_folder_explains_itself(sweep_uri, result, {"model": "resnet10t", "learning_rate": 2e-3})
+    assert {path.name for path in Path(sweep_uri).glob("*.png")} == {"curves.png", "objective_model.png", "objective_learning_rate.png"}
+
+
+def require_the_folder_explains_itself(sweep_uri: str, result: dict[str, Any], settings: dict[str, Any]) -> None:
+    (run,) = runs.read_runs([sweep_uri])
+    assert run.config | settings == run.config
+    assert run.config["trial_id"] == result["best_trial"]
+    assert max(row["objective"] for row in run.history) == next(
+        row["objective"] for row in result["trials"] if row["trial_id"] == result["best_trial"]
+    )
+    assert storage.sha256(Path(sweep_uri, "model.safetensors").read_bytes()) == run.result["model_id"]
+    assert {"floor", "samples", "versions"} <= set(run.result)
+    with pytest.raises(ValueError, match="exists with other settings"):
+        training.claim_folder(sweep_uri, {**run.config, "job": "train"})
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("algorithm", ["random", "optuna"])
+def test_six_trials_of_which_asha_stops_some_with_a_driver_that_is_killed(person_samples: str, tmp_path: Path, algorithm: str) -> None:
+    """Issue 6, "It must show" 4, on a cluster that outlives the driver."""
+    from ray.cluster_utils import Cluster
+
+    train = TrainConfig(
+        samples_uri=person_samples, runs_uri=str(tmp_path), name="sweep", task="head", model="resnet10t", epochs=8, batch_size=16, **HEATMAP
+    )
+    # A learning rate that spoils everything comes last: ASHA has seen better by then.
+    search = ("learning_rate=grid:2e-3,1e-3,0.5", "batch_size=grid:16,32")
+    if algorithm == "optuna":
+        search = (search[0], "batch_size=choice:16,32,24,48")
+    config = TuneConfig(
+        train=train, search=search, search_algorithm=algorithm, num_trials=2 if algorithm == "optuna" else 1, max_concurrent_trials=2
+    )
+    sweep_uri, log = f"{tmp_path}/sweep", tmp_path / "log"
+    nodes = Cluster(
+        initialize_head=True,
+        connect=False,
+        head_node_args={"num_cpus": 4, "object_store_memory": 300 * 2**20, "include_dashboard": False},
+    )
+    try:
+        started = time.monotonic()
+        with tune_process(config, log, nodes.address) as process:
+            before = run_until(process, log, sweep_uri, 2, 900)
+        killed = time.monotonic()
+        with tune_process(config, log, nodes.address) as process:
+            assert process.wait(1500) == 0, log.read_text()[-4000:]
+        ended = time.monotonic()
+        groups = placement_groups(nodes.address)
+    finally:
+        nodes.shutdown()
+    after = require_each_ran_once(before, sweep_uri)
+    assert len(after) == 6
+    statuses = [trial.status for trial in after]
+    assert set(statuses) == {"completed", "stopped early"}
+    assert groups, "the sweep made none, so nothing was looked at"
+    assert set(groups) == {"REMOVED"}
+    result = storage.read_json(f"{sweep_uri}/{training.RESULT_FILE}")
+    best = next(trial for trial in after if trial.name == result["best_trial"])
+    require_the_folder_explains_itself(sweep_uri, result, best.parameters)
+    summary = score_val(sweep_uri, person_samples, tmp_path)
+    assert summary["tasks"]["head"]["score"]["head_iou"] == pytest.approx(best.row()["objective"], abs=1e-3)
+    print(f"{algorithm}: killed after {killed - started:.0f} s with {[(t.name, t.status, len(t.history)) for t in before]}")
+    print(f"resumed in {ended - killed:.0f} s: {[(t.name, t.status, len(t.history)) for t in after]}; {len(groups)} placement groups")
+
+
+def placement_groups(address: str) -> list[str]:
+    """The states of all placement groups that the cluster ever had, once those of a dead driver had time to go."""
+    code = (
+        "import json, time, ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); time.sleep(10);"
+        "print('GROUPS', json.dumps([group['state'] for group in ray.util.placement_group_table().values()]))"
+    )
+    found = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, timeout=200, check=True)
+    return json.loads(next(line for line in found.stdout.splitlines() if line.startswith("GROUPS")).removeprefix("GROUPS"))
+
+
+def score_val(checkpoint_uri: str, samples_uri: str, folder: Path) -> dict[str, Any]:
+    config = ScoreConfig(checkpoint_uri=(checkpoint_uri,), samples_uri=samples_uri, predictions_uri=f"{folder}/predictions")
+    summary = scoring.score(config)
+    assert summary["rows_predicted"] == samples.read_manifest(samples_uri)["rows"]["val"]
+    return summary
