@@ -27,7 +27,7 @@ from fault_tools import Reader, Saboteur, ScoreProcess
 from s3 import FaultProxy, Faults, Hold, Watch
 from test_scoring import write_checkpoint
 
-from posepipe import predictions, scoring, storage
+from posepipe import planning, predictions, scoring, storage
 from posepipe.config import ScoreConfig
 
 BUCKET = "faults-test"
@@ -57,10 +57,14 @@ class Scale:
 pytestmark = pytest.mark.timeout(1200)
 SHORT = Scale(pictures=60, shard_size=5, own_ray=False, kills=1, kill_every=3, cut=3.0)
 LONG = Scale(pictures=3000, shard_size=32, own_ray=True, kills=5, kill_every=7, cut=20.0)
-# Of the long forms the one that goes through several moments.
+# Of the long forms those that go through several moments, and those that measure what a lost worker costs beside the work itself.
 MIDDLE = replace(LONG, pictures=640)
+COARSE = replace(LONG, shard_size=64)
 long_only = [pytest.mark.faults, pytest.mark.timeout(3600)]
-scales = pytest.mark.parametrize("scale", [pytest.param(SHORT, id="short"), pytest.param(LONG, id="long", marks=long_only)])
+scales, coarse_scales = (
+    pytest.mark.parametrize("scale", [pytest.param(SHORT, id="short"), pytest.param(long, id="long", marks=long_only)])
+    for long in (LONG, COARSE)
+)
 
 # The moments between two writes that belong together: what the killed process was about to write.
 MOMENTS = {
@@ -271,9 +275,9 @@ def test_a_driver_killed_at_any_moment_goes_on_where_it_stopped(stage: Stage, sc
 
 
 def shards_in_flight(scale: Scale) -> int:
-    """As posepipe.scoring limits them: one per reader, and the actors' own and as many before them."""
+    """As posepipe.scoring limits them where the model is quicker than reading: one per reader, the actors' own and as many before them."""
     num_cpus = os.cpu_count() if scale.own_ray else SESSION_CPUS
-    return int((num_cpus or 1) / scoring.READER_CPUS) + 2 * scoring.SHARDS_IN_FLIGHT_PER_ACTOR * NUM_ACTORS
+    return int((num_cpus or 1) / planning.READER_CPUS) + 2 * scoring.SHARDS_IN_FLIGHT_PER_ACTOR * NUM_ACTORS
 
 
 @pytest.mark.parametrize(
@@ -302,7 +306,7 @@ def test_a_driver_killed_between_two_writes_leaves_nothing_half_done(
     assert parts.repeated <= (NUM_ACTORS if moment == "a_done_record" else 0)
 
 
-@scales
+@coarse_scales
 def test_killed_workers_and_decoders_are_replaced_and_blame_no_picture(stage: Stage, scale: Scale, request: pytest.FixtureRequest) -> None:
     undisturbed, run = stage.undisturbed(scale), stage.run(scale)
     with stage.watching(run, "PUT", "done/") as done, stage.steps(run) as steps:
@@ -318,7 +322,7 @@ def test_killed_workers_and_decoders_are_replaced_and_blame_no_picture(stage: St
     show(request, rows=rows, killed=dict(kinds), time=f"{duration(steps) / undisturbed.seconds:.2f} x")
 
 
-@scales
+@coarse_scales
 def test_a_node_that_is_lost_takes_no_row_with_it(stage: Stage, scale: Scale, request: pytest.FixtureRequest) -> None:
     seconds = []
     for is_killed in (False, True) if scale.own_ray else (True,):
