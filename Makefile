@@ -4,12 +4,13 @@ BIN := .venv/bin
 WORK ?= work/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint unit faults bench clean
+.PHONY: help install demo test lint unit faults cluster-test bench clean
 
 help:
 	@echo "make demo   run the whole line on a generated data set (WORK=$(WORK); MPII=URI for a real one)"
 	@echo "make test   lint, types and all tests"
 	@echo "make faults what kills, cuts and poisons scoring, on a real S3 server: Ceph's, from Debian packages (20 minutes)"
+	@echo "make cluster-test  two hosts in network namespaces: ray start, submitted jobs, a cut link (root; minutes)"
 	@echo "make bench  prepare against Ray's read_images, side by side"
 	@echo "make clean  remove .venv and work/"
 
@@ -35,6 +36,9 @@ unit: install
 
 faults: install
 	POSEPIPE_CEPH=1 $(BIN)/python -m pytest -m faults --durations=0 -rs -s
+
+cluster-test: install
+	$(BIN)/python -m pytest -m cluster -rs -s
 
 bench: install
 	$(BIN)/python -m benchmarks.ingest
