@@ -69,9 +69,10 @@ def line(ray_session: None, s3_endpoint: str, synthetic_mpii: str) -> Line:
 
 
 def test_checkpoints_in_an_epoch_do_not_pile_up_and_its_events_lie_beside_the_run(line: Line) -> None:
-    folders = {uri.split("/")[-2] for uri in storage.list_files(line.result["run_uri"]) if "/checkpoint_" in uri}
+    folders = {uri.split("/")[-2] for uri in storage.list_files(line.result["run_uri"])}
+    folders = {folder for folder in folders if folder.startswith("checkpoint_")}
     losses = watching.read_events(line.result["run_uri"])["step/loss"]
-    assert len(losses) > 2, "several checkpoints were made"
+    assert len(losses) > 1, "the step before the last made a checkpoint too"
     assert len(folders) == 1
     assert [step for step, _ in losses] == list(range(1, len(losses) + 1))
 
