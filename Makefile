@@ -9,7 +9,7 @@ WORK ?= work/demo
 help:
 	@echo "make demo   run the whole line on a generated data set (WORK=$(WORK); MPII=URI for a real one)"
 	@echo "make test   lint, types and all tests"
-	@echo "make faults what kills, cuts and poisons scoring, on a real S3 server: Ceph's, from Debian packages (20 minutes)"
+	@echo "make faults what kills, cuts and poisons scoring, training and sweeps, on a real S3 server (an hour)"
 	@echo "make cluster-test  two hosts in network namespaces: ray start, submitted jobs, a cut link (root; minutes)"
 	@echo "make bench  prepare against Ray's read_images, side by side"
 	@echo "make clean  remove .venv and work/"
