@@ -359,7 +359,7 @@ def test_faults_of_the_storage_change_no_row(stage: Stage, scale: Scale, request
 
 
 @scales
-def test_a_link_that_is_cut_for_a_while_costs_only_that_while(stage: Stage, scale: Scale, request: pytest.FixtureRequest) -> None:
+def test_a_link_that_is_cut_for_a_while_loses_nothing(stage: Stage, scale: Scale, request: pytest.FixtureRequest) -> None:
     undisturbed, run = stage.undisturbed(scale), stage.run(scale)
     before = stage.proxy.done["cut"]
     with stage.watching(run, "PUT", "done/") as done, stage.steps(run) as steps:
