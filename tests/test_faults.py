@@ -440,6 +440,7 @@ def test_a_second_writer_is_refused_while_the_first_one_lives(stage: Stage) -> N
     assert (done.count, done.repeated) == (SHORT.shards, 0)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("is_other", [False, True], ids=["by_the_same", "by_another_model"])
 def test_a_writer_that_wakes_after_it_was_replaced_stops_and_does_no_harm(stage: Stage, is_other: bool) -> None:
     run = stage.run(SHORT)
