@@ -28,6 +28,7 @@ from posepipe import geometry, images
 TIMEOUT = 60.0
 """Seconds one picture may take."""
 START_TIMEOUT = 120.0
+STARTS = 5
 AHEAD = 2
 _LENGTHS = struct.Struct("<IQ")
 _MAX_HEADER, _MAX_DATA = 2**20, 2**40
@@ -132,14 +133,19 @@ class Decoder:
         # Where this process finds its modules the new one has to find them too.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-        answers, theirs = os.pipe()
-        # Answers have a pipe of their own: whatever prints must not get between them.
-        command = [sys.executable, "-m", "posepipe.decoding", str(theirs)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, bufsize=0, env=environment, pass_fds=[theirs])
-        os.close(theirs)
-        self._answers = os.fdopen(answers, "rb", buffering=0)
-        if _read_message(self._answers, START_TIMEOUT, 0) is None:
-            raise RuntimeError(f"the decoder's process does not start: {self._stop()}; command: {' '.join(command)}")
+        for is_last in (*[False] * (STARTS - 1), True):
+            answers, theirs = os.pipe()
+            # Answers have a pipe of their own: whatever prints must not get between them.
+            command = [sys.executable, "-m", "posepipe.decoding", str(theirs)]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, bufsize=0, env=environment, pass_fds=[theirs])
+            os.close(theirs)
+            self._answers = os.fdopen(answers, "rb", buffering=0)
+            if _read_message(self._answers, START_TIMEOUT, 0) is not None:
+                return
+            said = self._stop()
+            # Whom something else killed, for want of memory say, may come up the next time; who ends on its own will not.
+            if is_last or not said.startswith("killed"):
+                raise RuntimeError(f"the decoder's process does not start: {said}; command: {' '.join(command)}")
 
     def _stop(self) -> str:
         """Ends the process; says how it had ended, or that it had not."""

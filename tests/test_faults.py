@@ -27,7 +27,7 @@ from fault_tools import Reader, Saboteur, ScoreProcess
 from s3 import FaultProxy, Faults, Hold, Watch
 from test_scoring import write_checkpoint
 
-from posepipe import planning, predictions, scoring, storage
+from posepipe import decoding, planning, predictions, scoring, storage
 from posepipe.config import ScoreConfig
 
 BUCKET = "faults-test"
@@ -404,6 +404,26 @@ def test_poison_is_found_and_the_others_are_scored_as_without_it(stage: Stage, s
     assert all(row["detail"] and row["joints"] is None for row in bad)
     assert {row["detail"] for row in bad if row["status"] == "decoder_crashed"} == {"killed by SIGSEGV"}
     show(request, rows=len(rows), statuses=dict(sorted(Counter(row["status"] for row in rows.values()).items())))
+
+
+def test_a_decoder_that_is_killed_while_it_starts_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    # Two starts die as the kernel kills for want of memory; the third one comes up.
+    text = f"""if True:
+        import os, signal
+        number = len(os.listdir({str(marks)!r}))
+        open(os.path.join({str(marks)!r}, str(number)), "w").close()
+        if number < 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    (tmp_path / "sitecustomize.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    decoder = decoding.Decoder()
+    request = (fault_tools.encode(fault_tools.jpeg(1), "JPEG"), [decoding.View(64)], 10**6)
+    assert [found.status for found in decoder.decode_all([request])] == ["ok"]
+    decoder.close()
+    assert len(list(marks.iterdir())) == 3
 
 
 @pytest.mark.faults
