@@ -156,7 +156,7 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        size = {"num_cpus": 2, "object_store_memory": 200 * 2**20}
+        size = {"num_cpus": 1, "object_store_memory": 200 * 2**20}
         self._cluster = Cluster(initialize_head=True, connect=False, head_node_args={**size, "include_dashboard": False})
         self._others = [self._cluster.add_node(**size, wait=False) for _ in range(2)]
         self.address: str = self._cluster.address
