@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from fault_tools import Reader, Saboteur, ScoreProcess
 from s3 import FaultProxy, Faults, Hold, Watch
 from test_scoring import write_checkpoint
 
-from posepipe import decoding, planning, predictions, scoring, storage
+from posepipe import decoding, predictions, scoring, storage
 from posepipe.config import ScoreConfig
 
 BUCKET = "faults-test"
@@ -190,6 +190,14 @@ class Stage:
         """Counts what a run reads and writes, without those who ask whether it is complete."""
         return self.proxy.watching("GET|PUT", f"^({run.images_key}|{run.key})/(?!{storage.SUCCESS})")
 
+    @contextmanager
+    def done_shards_are_not_read(self, run: Run, done: Watch) -> Iterator[None]:
+        """Inside of the block nobody reads a picture of a shard that was done at its start."""
+        before = {int(Path(key).stem) for key in done.keys}
+        with self.watching(run, "GET", "pictures") as reads:
+            yield
+        assert not before & {int(Path(key).stem) // run.scale.shard_size for key in reads.keys}
+
     def assert_same(self, run: Run) -> int:
         """The number of its rows. It is complete, its rows are those of the undisturbed run, its files are what the manifest says."""
         undisturbed, table = self.undisturbed(run.scale), run.read()
@@ -260,10 +268,11 @@ def test_a_driver_killed_at_any_moment_goes_on_where_it_stopped(stage: Stage, sc
     ):
         for _ in range(scale.kills):
             moment = rng.randint(1, undisturbed.steps // (scale.kills + 1))
-            with stage.steps(run) as steps, run.start() as process:
+            with stage.done_shards_are_not_read(run, done), stage.steps(run) as steps, run.start() as process:
                 steps.wait(moment, PATIENCE, process.is_alive)
                 process.kill()
-        run.finish()
+        with stage.done_shards_are_not_read(run, done):
+            run.finish()
     rows = stage.assert_same(run)
     assert (set(reader.seen), reader.num_refused > 0) == ({scale.pictures}, True)
     assert done.count == scale.shards
@@ -271,13 +280,6 @@ def test_a_driver_killed_at_any_moment_goes_on_where_it_stopped(stage: Stage, sc
     show(request, rows=rows, kills=scale.kills, shards=scale.shards, **again)
     # An actor commits one shard at a time.
     assert parts.repeated <= scale.kills * NUM_ACTORS
-    assert reads.repeated <= scale.kills * scale.shard_size * shards_in_flight(scale)
-
-
-def shards_in_flight(scale: Scale) -> int:
-    """As posepipe.scoring limits them where the model is quicker than reading: one per reader, the actors' own and as many before them."""
-    num_cpus = os.cpu_count() if scale.own_ray else SESSION_CPUS
-    return int((num_cpus or 1) / planning.READER_CPUS) + 2 * scoring.SHARDS_IN_FLIGHT_PER_ACTOR * NUM_ACTORS
 
 
 @pytest.mark.parametrize(
