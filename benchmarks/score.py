@@ -160,7 +160,7 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[dict[str, list[float
             model=config.model,
             regression_head="heatmap",
             feature_stride=16,
-            size=config.size,
+            size=(config.size, config.size),
             framing="image",
             mean_points=[[0.5, 0.5]] * NUM_JOINTS,
             samples_fingerprint="",

@@ -17,6 +17,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 from posepipe import storage
 from posepipe.models import MODEL_FILE, PoseModel, load_model, save_model
+from posepipe.optimizers import WeightAverage
 from posepipe.runs import HISTORY_FILE
 from posepipe.snapshots import SNAPSHOTS_FILE
 
@@ -67,9 +68,11 @@ class Checkpoints:
         model: PoseModel,
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
+        average: WeightAverage | None,
         is_writer: bool,
     ) -> None:
-        self._model, self._optimizer, self._schedule, self._is_writer = model, optimizer, schedule, is_writer
+        self._model, self._optimizer, self._schedule, self._average = model, optimizer, schedule, average
+        self._is_writer = is_writer
         self._uploaded = self._latest_path()
         self._is_uploading = False
 
@@ -79,15 +82,20 @@ class Checkpoints:
         return None if latest is None else latest.path
 
     def restore(self) -> Progress | None:
-        """Loads the latest checkpoint into the model, the optimizer and the schedule; None where there is none."""
+        """Loads the latest checkpoint into the model, its average, the optimizer and the schedule; None where there is none."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return None
         with checkpoint.as_directory() as folder:
-            self._model.load_state_dict(load_model(folder)[0].state_dict())
+            weights = load_model(folder)[0].state_dict()
             state = torch.load(os.path.join(folder, STATE_FILE), map_location="cpu", weights_only=True)
             history = storage.read_json(os.path.join(folder, HISTORY_FILE))
             snapshots = storage.read_table(os.path.join(folder, SNAPSHOTS_FILE))
+        if self._average is not None:
+            # What the folder gives out is the average; the training goes on with the weights themselves.
+            self._average.model.load_state_dict(weights)
+            self._average.num_steps, weights = state["average_steps"], state["weights"]
+        self._model.load_state_dict(weights)
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         return Progress(history, snapshots, **state["progress"])
@@ -104,9 +112,11 @@ class Checkpoints:
             self._uploaded, self._is_uploading = self._latest_path(), True
             # Ray deletes the folder once it is uploaded.
             folder = tempfile.mkdtemp(prefix="posepipe-checkpoint-")
-            save_model(self._model, os.path.join(folder, MODEL_FILE))
+            save_model(self._average.model if self._average else self._model, os.path.join(folder, MODEL_FILE))
             kept = {name: getattr(progress, name) for name in ("losses", "loss_sum", "num_points", "seconds")}
-            state = {"optimizer": self._optimizer.state_dict(), "schedule": self._schedule.state_dict(), "progress": kept}
+            state: dict[str, Any] = {"optimizer": self._optimizer.state_dict(), "schedule": self._schedule.state_dict(), "progress": kept}
+            if self._average is not None:
+                state |= {"weights": self._model.state_dict(), "average_steps": self._average.num_steps}
             torch.save(state, os.path.join(folder, STATE_FILE))
             storage.write_json(os.path.join(folder, HISTORY_FILE), progress.history)
             storage.write_table(os.path.join(folder, SNAPSHOTS_FILE), progress.snapshots)

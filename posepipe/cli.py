@@ -14,7 +14,8 @@ import tyro
 import yaml
 
 from posepipe import storage
-from posepipe.config import PRESETS, TrainConfig, TuneConfig, check_choice
+from posepipe.config import TrainConfig, TuneConfig, check_choice
+from posepipe.presets import PRESETS
 from posepipe.retrying import StorageUnavailableError
 
 Config = TypeVar("Config")

@@ -1,11 +1,11 @@
 """One frozen dataclass per job.
 
 Values that are out of bounds are refused where the config is built, before anything starts. Presets are named values of the same
-dataclasses.
+dataclasses, see `presets`.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -15,9 +15,11 @@ Framing = Literal["image", "person"]
 People = Literal["single", "all"]
 Split = Literal["train", "val", "test"]
 Task = Literal["head", "pose"]
-RegressionHead = Literal["direct", "paper", "heatmap"]
+RegressionHead = Literal["direct", "paper", "rle", "simcc", "heatmap", "unet"]
+DirectLoss = Literal["mse", "smooth_l1", "l1", "giou"]
 MissingJoints = Literal["mask", "zero"]
-Schedule = Literal["constant", "cosine"]
+Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["constant", "step", "cosine"]
 Precision = Literal["float32", "bfloat16"]
 Scheduler = Literal["asha", "none"]
 OnNonFinite = Literal["stop", "skip"]
@@ -97,7 +99,10 @@ class TrainConfig:
     model: str = "resnetv2_50"
     """deeppose (the paper's network) or any timm backbone: resnetv2_50 (ResNet50V2), resnet18, mobilenetv2_100, hrnet_w32, …"""
     regression_head: RegressionHead = "direct"
-    """How it is regressed: direct (linear, unit frame), paper (ReLU outputs in crop px) or heatmap (a map per point)."""
+    """How it is regressed: direct (linear, unit frame), paper (ReLU outputs in crop px), rle (residual log-likelihood), simcc (a
+    distribution over each axis), heatmap (a map per point) or unet (a map per point, from all maps of the backbone)."""
+    direct_loss: DirectLoss = "mse"
+    """Of the direct head: mse, smooth_l1, l1, or giou (generalised IoU, for the head box)."""
     feature_stride: int = 32
     """Cut a timm backbone at the last stage with at most this stride."""
     weights: tuple[str, ...] = ("none",)
@@ -105,15 +110,31 @@ class TrainConfig:
     freeze_norm: bool = False
     """Keep the backbone's BatchNorm statistics as loaded."""
     missing_joints: MissingJoints = "mask"
-    """Joints without a label: mask (not in the loss) or zero (trained as (0, 0), as in the paper)."""
+    """Joints without a label: mask (not in the loss, nor are joints outside the crop) or zero (trained as (0, 0), as in the paper)."""
     epochs: int = 100
     """Passes over the train split."""
     batch_size: int = 128
     """Samples per optimizer step over all workers."""
     learning_rate: float = 5e-4
-    """Adam's learning rate, at its peak where there is a schedule."""
+    """Of the optimizer, at its peak where there is a schedule."""
+    optimizer: Optimizer = "adam"
+    """adam, adamw or sgd (Nesterov momentum 0.9)."""
+    weight_decay: float = 0.0
+    """Of weights; norms and biases have none."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each block of the backbone to the one before it; below 1 for a pretrained backbone."""
+    clip_norm: float = 0.0
+    """Longer gradients are cut to this norm; 0: never."""
     schedule: Schedule = "constant"
-    """constant (the paper), or cosine: a linear warm-up over the first 3 % of the steps, then down to zero."""
+    """constant (the paper), step (a tenth after each of --milestones) or cosine (down to zero)."""
+    milestones: tuple[float, ...] = (0.8, 0.95)
+    """Where the step schedule steps, as shares of all epochs."""
+    warmup_steps: int = -1
+    """Steps of a linear warm-up; -1: 3 % of all steps, none for the constant schedule."""
+    ema_decay: float = 0.0
+    """Validate and keep an exponential moving average of the weights, with this decay once it is warm; 0: the weights themselves."""
+    patience: int = 0
+    """Stop after so many epochs without a better validation score; 0: never."""
     augment: bool = False
     """Flip, rotate, scale, shift and recolour the train crops on the device."""
     seed: int = 0
@@ -149,8 +170,19 @@ class TrainConfig:
         _check_at_least(self, max_preemption_failures=-1, checkpoint_every=0)
         _check_at_least(self, num_snapshot_people=0, num_snapshot_epochs=1)
         _check_at_least(self, batch_size=max(2, self.max_workers))  # a batch norm needs two samples, a worker one
+        _check_at_least(self, weight_decay=0, clip_norm=0, patience=0, warmup_steps=-1)
         if not self.learning_rate > 0:
             raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema-decay must be in [0, 1), got {self.ema_decay}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"--layer-decay must be in (0, 1], got {self.layer_decay}")
+        if list(self.milestones) != sorted(set(self.milestones)) or not all(0 < share < 1 for share in self.milestones):
+            raise ValueError(f"--milestones must be rising shares of all epochs in (0, 1), got {' '.join(map(str, self.milestones))}")
+        if self.direct_loss != "mse" and self.regression_head != "direct":
+            raise ValueError(f"--direct-loss {self.direct_loss} is of the direct head; {self.regression_head} has its own loss")
+        if self.direct_loss == "giou" and self.task != "head":
+            raise ValueError("--direct-loss giou compares boxes: it needs --task head")
         if not self.name or "/" in self.name:
             raise ValueError(f"--name must be one folder name, got {self.name!r}")
 
@@ -344,18 +376,6 @@ class DemoConfig:
         _check_at_least(self, num_images=50, size=32, epochs=4)
 
 
-_PAPER = {"regression_head": "paper", "missing_joints": "zero", "schedule": "constant"}
-
-# Calvo, Cañadillas: "Application of convolutional neural networks to the problem of pose detection in images".
-# Their samples: jobs.prepare --framing image --people single --size 220, which are its defaults.
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "paper-head-deeppose": {**_PAPER, "task": "head", "model": "deeppose", "batch_size": 128, "epochs": 100, "learning_rate": 5e-5},
-    "paper-head-resnet": {**_PAPER, "task": "head", "model": "resnetv2_50", "batch_size": 32, "epochs": 100, "learning_rate": 5e-5},
-    "paper-pose-deeppose": {**_PAPER, "task": "pose", "model": "deeppose", "batch_size": 128, "epochs": 300, "learning_rate": 5e-4},
-    "paper-pose-resnet": {**_PAPER, "task": "pose", "model": "resnetv2_50", "batch_size": 32, "epochs": 300, "learning_rate": 5e-4},
-}
-
-
 # What all trials of a sweep share: their data, their objective, their size.
 NOT_SEARCHED = (
     "samples_uri",
@@ -375,6 +395,7 @@ NOT_SEARCHED = (
     "logger",
     "num_snapshot_people",
     "num_snapshot_epochs",
+    "milestones",
 )
 
 

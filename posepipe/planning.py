@@ -74,7 +74,7 @@ def load_checkpoints(config: ScoreConfig) -> tuple[list[Checkpoint], Checkpoint 
 def _load_checkpoint(uri: str) -> Checkpoint:
     uri = storage.resolve_uri(uri)
     config, model_id = read_model_config(uri)
-    return Checkpoint(uri, model_id, config.task, config.framing, config.size)
+    return Checkpoint(uri, model_id, config.task, config.framing, config.size[0])
 
 
 def plan_run(

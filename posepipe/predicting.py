@@ -72,7 +72,7 @@ class _Models:
             start += crops.size
         found = []
         for model in self.models:
-            size = model.config.size
+            size = model.config.size[0]
             points, confidence = self._run(model, by_size[size])
             found.append((model, geometry.transform(crop_to_image[list(self._sizes).index(size)], points), confidence))
         return found

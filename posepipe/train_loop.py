@@ -26,12 +26,12 @@ from posepipe.config import TrainConfig
 from posepipe.geometry import transform
 from posepipe.global_batch import GlobalBatch, share
 from posepipe.models import MODEL_FILE, PoseModel, load_model
+from posepipe.optimizers import WeightAverage, build_optimizer, build_schedule
 from posepipe.sample_cache import SampleCache
 from posepipe.tasks import TASKS, Score, Task
-from posepipe.train_steps import NonFiniteError, Steps, split_batches
+from posepipe.train_steps import NonFiniteError, Steps, find_valid, split_batches
 from posepipe.watching import Watcher
 
-WARMUP = 0.03  # of all steps
 MAX_TRAIN_SCORED = 2000  # of the train people, whose score is shown beside that of validation
 
 
@@ -54,28 +54,30 @@ def train_loop(arguments: dict[str, Any]) -> str | None:
         own, _ = load_model(path)
     num_steps = len(split_batches(torch.arange(len(cache)), config.batch_size))
     batch = GlobalBatch(rank, world)
+    average = WeightAverage(own, config.ema_decay) if config.ema_decay else None
     share(own, batch, device)
-    optimizer = torch.optim.Adam(own.parameters(), lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, num_steps * config.epochs, config.schedule))
+    optimizer = build_optimizer(own, config)
+    schedule = build_schedule(optimizer, config, num_steps * config.epochs)
     chosen = snapshots.choose_people(task.truth(val_cache.labels), config.num_snapshot_people)
     snapshot_epochs = snapshots.choose_epochs(config.epochs, config.num_snapshot_epochs)
-    checkpoints = Checkpoints(own, optimizer, schedule, is_writer=rank == 0)
+    checkpoints = Checkpoints(own, optimizer, schedule, average, is_writer=rank == 0)
     progress = checkpoints.restore() or Progress([], _start_snapshots(task, val_cache, chosen))
     # prepare_model moves the parameters, so the optimizer's state has to follow them.
     model = ray.train.torch.prepare_model(own)
     optimizer.load_state_dict(optimizer.state_dict())
+    shown = average.model.to(device) if average else own
     truth = torch.from_numpy(task.truth(cache.labels)).float()
-    steps = Steps(config, task, model, own, cache, truth, optimizer, schedule, batch, device, checkpoints.save)
+    steps = Steps(config, task, model, own, cache, truth, optimizer, schedule, average, batch, device, checkpoints.save)
     watcher = Watcher(arguments["run_uri"], config.name, arguments["config"], config.logger) if rank == 0 else None
     is_complete = False
     try:
-        while progress.epoch < config.epochs:
+        while progress.epoch < config.epochs and not is_stalled(progress.history, config.patience):
             steps.run_epoch(progress)
-            row = _end_epoch(config, progress, steps, val_cache)
+            row = _end_epoch(config, progress, steps, shown, val_cache)
             kept = progress.snapshots
             if watcher is not None:
                 if row["epoch"] in snapshot_epochs and len(chosen):
-                    kept = snapshots.extend(kept, row["epoch"], _predict(own, val_cache, chosen, device))
+                    kept = snapshots.extend(kept, row["epoch"], _predict(shown, val_cache, chosen, device))
                 _print_row(config, task, row)
                 watcher.show_epoch(row, progress.losses)
             progress = progress.end_epoch(row, kept)
@@ -89,16 +91,16 @@ def train_loop(arguments: dict[str, Any]) -> str | None:
     return None
 
 
-def _end_epoch(config: TrainConfig, progress: Progress, steps: Steps, val_cache: SampleCache) -> dict[str, Any]:
+def _end_epoch(config: TrainConfig, progress: Progress, steps: Steps, shown: PoseModel, val_cache: SampleCache) -> dict[str, Any]:
     """Validates, and returns the epoch's row of the history."""
-    own, task, device, place = steps.own, steps.task, steps.device, (steps.batch.rank, steps.batch.world)
-    val_loss, score = evaluate(own, task, val_cache, np.arange(len(val_cache)), config.batch_size, place, device)
+    task, device, place = steps.task, steps.device, (steps.batch.rank, steps.batch.world)
+    val_loss, score = evaluate(shown, task, val_cache, np.arange(len(val_cache)), config.batch_size, place, device)
     if not math.isfinite(val_loss):
         raise NonFiniteError(f"the validation loss is {val_loss} after epoch {progress.epoch + 1}; lower --learning-rate")
     # As many as there are for validation, in eval mode and not augmented: the two scores differ in the people alone.
     num_scored = min(len(steps.cache), len(val_cache), MAX_TRAIN_SCORED)
     train_rows = np.linspace(0, len(steps.cache) - 1, num_scored).round().astype(int)
-    _, train_score = evaluate(own, task, steps.cache, train_rows, config.batch_size, place, device)
+    _, train_score = evaluate(shown, task, steps.cache, train_rows, config.batch_size, place, device)
     batches = split_batches(torch.arange(len(steps.cache)), config.batch_size)
     trained = sum(len(batch) for batch, loss in zip(batches, progress.losses, strict=True) if math.isfinite(loss))
     return {
@@ -115,6 +117,12 @@ def _end_epoch(config: TrainConfig, progress: Progress, steps: Steps, val_cache:
         **{f"seconds_{name}": seconds for name, seconds in progress.seconds.items()},
         "gpu_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     }
+
+
+def is_stalled(history: list[dict[str, Any]], patience: int) -> bool:
+    """Whether the last `patience` epochs brought nothing better than those before; never where patience is 0."""
+    scores = [row["objective"] for row in history]
+    return bool(patience) and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
 
 
 def make_deterministic() -> None:
@@ -152,16 +160,6 @@ def _predict(model: PoseModel, cache: SampleCache, rows: NDArray[np.int64], devi
     return points.double().cpu().numpy()
 
 
-def _rate(step: int, total: int, schedule: str) -> float:
-    """The factor on the learning rate at a step."""
-    if schedule == "constant":
-        return 1.0
-    warmup = max(1, round(WARMUP * total))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
 def _sum_over_workers(values: Tensor, world: int, device: torch.device) -> Tensor:
     if world == 1:
         return values
@@ -192,7 +190,7 @@ def evaluate(
         indices = mine[start : start + batch_size]
         output = model(cache.pixels(indices.tolist()).to(device))
         target = truth[torch.from_numpy(indices)].to(device)
-        loss, count = head.loss(output, target, target.isfinite().all(dim=-1))
+        loss, count = head.loss(output, target, find_valid(target, task, model.config.size))
         total += torch.stack([loss.double().cpu(), count.double().cpu()])
         points[start : start + len(indices)] = head.decode(output)[0].double().cpu().numpy()
     labels = {name: values[mine] for name, values in cache.labels.items()}

@@ -21,7 +21,9 @@ from posepipe.augmentation import augment
 from posepipe.checkpoints import Progress
 from posepipe.config import TrainConfig
 from posepipe.global_batch import GlobalBatch
+from posepipe.head_parts import is_inside
 from posepipe.models import PoseModel
+from posepipe.optimizers import WeightAverage
 from posepipe.sample_cache import SampleCache
 from posepipe.tasks import Task
 
@@ -39,6 +41,11 @@ def seed_of(*numbers: int) -> int:
     return hash(numbers) & 0x7FFFFFFF
 
 
+def find_valid(target: Tensor, task: Task, size: tuple[int, int]) -> Tensor:
+    """Which points (N, K, 2) have a label that a loss may look at: joints outside the crop cannot be seen, a box may reach out of it."""
+    return target.isfinite().all(dim=-1) if task.is_box else is_inside(target, size)
+
+
 @dataclass(frozen=True)
 class Steps:
     """What the steps of a run have in common.
@@ -52,6 +59,7 @@ class Steps:
         truth: (N, num_points, 2) float32 crop px, NaN where there is no label.
         optimizer: of own's parameters.
         schedule: of the learning rate.
+        average: of own's weights, where there is one.
         batch: what own's layers know of the global batch.
         device: of own.
         save: makes a checkpoint; called in the middle of an epoch, after every `config.checkpoint_every` steps.
@@ -65,6 +73,7 @@ class Steps:
     truth: Tensor
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
+    average: WeightAverage | None
     batch: GlobalBatch
     device: torch.device
     save: Callable[[Progress], None]
@@ -100,9 +109,10 @@ class Steps:
         loaded = time.monotonic()
         if config.augment and len(indices):
             pixels, target = augment(pixels, target, self.task, torch.Generator().manual_seed(seed_of(*place)), (rank, world))
-        is_valid = target.isfinite().all(dim=-1)
         if config.missing_joints == "zero":
-            target, is_valid = torch.nan_to_num(target), torch.ones_like(is_valid)
+            target, is_valid = torch.nan_to_num(target), torch.ones(target.shape[:2], dtype=torch.bool, device=self.device)
+        else:
+            is_valid = find_valid(target, self.task, self.own.config.size)
         # A forward pass that comes to nothing has moved the statistics of the norms already.
         buffers = [buffer.clone() for buffer in self.own.buffers()] if config.on_nonfinite == "skip" else []
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
@@ -120,7 +130,11 @@ class Steps:
         # The one time in a step that the device is waited for.
         loss_sum, num_points, largest_gradient = torch.cat([sums, largest.double().view(1)]).tolist()
         if math.isfinite(loss_sum) and math.isfinite(largest_gradient):
+            if config.clip_norm:
+                torch.nn.utils.clip_grad_norm_(self.own.parameters(), config.clip_norm)
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update(self.own)
             progress.loss_sum += loss_sum
             progress.num_points += num_points
             progress.losses.append(loss_sum / max(1.0, num_points))

@@ -29,13 +29,14 @@ from posepipe import cluster, images, samples, storage
 from posepipe.checkpoints import NOT_SCORED
 from posepipe.config import Split, TrainConfig
 from posepipe.geometry import transform
-from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, load_weights, save_model
+from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, save_model
 from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
 from posepipe.snapshots import SNAPSHOTS_FILE
 from posepipe.tasks import TASKS
 from posepipe.train_loop import train_loop
 from posepipe.train_steps import NonFiniteError
 from posepipe.watching import require_logger
+from posepipe.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -201,8 +202,8 @@ def build_initial_model(config: TrainConfig, data: TrainingData) -> PoseModel:
     torch.manual_seed(config.seed)
     model = build_model(
         ModelConfig(
-            **{name: getattr(config, name) for name in ("task", "model", "regression_head", "feature_stride")},
-            size=data.manifest["size"],
+            **{name: getattr(config, name) for name in ("task", "model", "regression_head", "feature_stride", "direct_loss")},
+            size=(data.manifest["size"], data.manifest["size"]),
             framing=data.manifest["framing"],
             mean_points=data.mean_points.tolist(),
             samples_fingerprint=samples.fingerprint(data.manifest),

@@ -4,7 +4,9 @@ import pytest
 import yaml
 
 from posepipe.cli import parse, user_errors
-from posepipe.config import PRESETS, PrepareConfig, ScoreConfig, TrainConfig, TuneConfig
+from posepipe.config import PrepareConfig, ScoreConfig, TrainConfig, TuneConfig
+from posepipe.optimizers import learning_rate_factor
+from posepipe.presets import PRESETS
 from posepipe.retrying import StorageUnavailableError
 
 PREPARE = {"mpii_uri": "raw", "samples_uri": "samples"}
@@ -101,8 +103,22 @@ def test_presets_hold_the_papers_numbers(preset, task, model, batch_size, epochs
     )
 
 
-def test_no_preset_is_untested():
-    assert len(PRESETS) == 4
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_a_config(preset):
+    config = parse(TrainConfig, [*TRAIN_FLAGS, "--preset", preset])
+    for name, value in PRESETS[preset].items():
+        assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_the_published_recipes_step_after_170_and_200_of_210_epochs():
+    for name in PRESETS:
+        if name.startswith("mpii-resnet50-"):
+            config = parse(TrainConfig, [*TRAIN_FLAGS, "--preset", name])
+            # 22,246 people of the usual train list are 43 full batches of 512 and a part.
+            steps = 44
+            rates = [learning_rate_factor(config, epoch * steps + 1, 210 * steps) for epoch in (100, 169, 171, 199, 201)]
+            assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+            assert [learning_rate_factor(config, step, 210 * steps) for step in (0, 249, 499)] == pytest.approx([1 / 500, 0.5, 1])
 
 
 def test_the_papers_samples_are_the_defaults_of_prepare():

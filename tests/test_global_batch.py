@@ -110,7 +110,14 @@ def test_dropout_masks_are_of_the_global_batch() -> None:
 @pytest.mark.parametrize(("model", "head"), [("deeppose", "paper"), ("resnet10t", "heatmap"), ("resnetv2_50", "direct")])
 def test_a_worker_without_a_row_has_gradients_of_zero(model: str, head: str) -> None:
     config = ModelConfig(
-        task="pose", model=model, regression_head=head, feature_stride=32, size=64, framing="person", mean_points=[], samples_fingerprint=""
+        task="pose",
+        model=model,
+        regression_head=head,
+        feature_stride=32,
+        size=(64, 64),
+        framing="person",
+        mean_points=[[0.5, 0.5]] * 16,
+        samples_fingerprint="",
     )
     own = build_model(config).train()
     for module in own.modules():  # one process has no other to share statistics with

@@ -196,7 +196,7 @@ def write_checkpoint(folder: Path, *, framing: str, size: int) -> str:
         model="test_resnet",
         regression_head="direct",
         feature_stride=32,
-        size=size,
+        size=(size, size),
         framing=framing,
         mean_points=[[0.5, 0.5]] * 16,
         samples_fingerprint="",

@@ -9,23 +9,24 @@ import safetensors.torch
 import timm
 import torch
 
+from posepipe.heads import HEADS, NEED_MAPS
 from posepipe.models import (
     MODEL_FILE,
     ModelConfig,
     build_model,
     load_model,
-    load_weights,
     read_model_config,
     save_model,
 )
 from posepipe.storage import sha256
+from posepipe.weights import load_weights
 
 CONFIG = ModelConfig(
     task="pose",
     model="test_resnet",
     regression_head="direct",
     feature_stride=32,
-    size=64,
+    size=(64, 64),
     framing="person",
     mean_points=[[0.5, 0.25]] * 16,
     samples_fingerprint="abc",
@@ -34,6 +35,8 @@ CONFIG = ModelConfig(
 
 def build(**changes):
     torch.manual_seed(0)
+    if changes.get("task") == "head":
+        changes = {"mean_points": [[0.5, 0.25]] * 2, **changes}
     return build_model(dataclasses.replace(CONFIG, **changes)).eval()
 
 
@@ -64,7 +67,7 @@ def write_state(tmp_path):
 @pytest.mark.parametrize(("task", "parameters"), [("head", 58_297_732), ("pose", 58_412_448)])
 def test_deeppose_has_the_papers_number_of_parameters(task, parameters):
     with torch.device("meta"):
-        model = build_model(dataclasses.replace(CONFIG, task=task, model="deeppose", regression_head="paper", size=220))
+        model = build_model(dataclasses.replace(CONFIG, task=task, model="deeppose", regression_head="paper", size=(220, 220)))
     assert num_parameters(model) == parameters
 
 
@@ -79,16 +82,16 @@ def test_resnet50_v2_regresses_4_or_32_numbers(task, points):
 @pytest.mark.parametrize("size", [29, 64, 100, 221])
 def test_deeppose_takes_crops_of_any_size_from_29(size):
     with torch.device("meta"):
-        model = build_model(dataclasses.replace(CONFIG, model="deeppose", size=size))
+        model = build_model(dataclasses.replace(CONFIG, model="deeppose", size=(size, size)))
         assert model(torch.empty(2, 3, size, size)).shape == (2, 16, 2)
 
 
 def test_deeppose_refuses_smaller_crops():
-    with pytest.raises(ValueError, match="deeppose needs crops of at least 29 px, got 28"):
-        build(model="deeppose", size=28)
+    with pytest.raises(ValueError, match="deeppose needs crops of at least 29 px, got 28 x 28"):
+        build(model="deeppose", size=(28, 28))
 
 
-@pytest.mark.parametrize("regression_head", ["direct", "paper", "heatmap"])
+@pytest.mark.parametrize("regression_head", HEADS)
 @pytest.mark.parametrize("task", ["head", "pose"])
 def test_every_head_predicts_points_in_the_crops_frame(regression_head, task):
     model = build(regression_head=regression_head, task=task)
@@ -96,10 +99,12 @@ def test_every_head_predicts_points_in_the_crops_frame(regression_head, task):
         points, confidence = model.predict(pictures())
     num_points = {"head": 2, "pose": 16}[task]
     assert points.shape == (2, num_points, 2)
-    if regression_head == "heatmap":
+    if regression_head in NEED_MAPS:
         assert confidence.shape == (2, num_points)
         assert ((confidence > 0) & (confidence <= 1)).all()
         assert ((points >= -0.5) & (points <= 63.5)).all()
+    elif regression_head == "rle":
+        assert ((confidence > 0) & (confidence < 1)).all()
     else:
         assert confidence is None
 
@@ -134,7 +139,7 @@ def test_a_stride_below_every_stage_is_refused():
 
 
 def test_deeppose_has_no_feature_map_for_heatmaps():
-    with pytest.raises(ValueError, match="deeppose has no feature map for the heatmap head; choices: direct, paper"):
+    with pytest.raises(ValueError, match="deeppose has no feature map for the heatmap head; choices: direct, paper, rle"):
         build(model="deeppose", regression_head="heatmap")
 
 
@@ -154,14 +159,14 @@ def test_pixel_scaling_is_part_of_the_model():
     data = timm.data.resolve_data_config({}, model=timm.create_model("test_resnet"))
     mean, std = (torch.tensor(data[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     with torch.inference_mode():
-        by_hand = model.head(model.backbone((pictures().float() / 255 - mean) / std))
+        by_hand = model.head([model.backbone((pictures().float() / 255 - mean) / std)])
         torch.testing.assert_close(model(pictures()), by_hand, rtol=1e-4, atol=1e-5)
 
 
 def test_deeppose_sees_pixels_from_0_to_1():
     model = build(model="deeppose")
     with torch.inference_mode():
-        torch.testing.assert_close(model(pictures()), model.head(model.backbone(pictures() / 255)), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model(pictures()), model.head([model.backbone(pictures() / 255)]), rtol=1e-5, atol=1e-6)
 
 
 # Save and load

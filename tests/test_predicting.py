@@ -19,21 +19,21 @@ from posepipe.skeleton import HEAD_TOP, JOINT, NUM_JOINTS, UPPER_NECK
 @dataclass
 class StubConfig:
     task: str
-    size: int
+    size: tuple[int, int]
 
 
 class Stub:
     """Predicts the same points (crop px) for every crop, moved right by the red value of the crop's first pixel."""
 
     def __init__(self, task, size, points, confidence=None):
-        self.config, self.points, self.confidence, self.batches = StubConfig(task, size), points, confidence, []
+        self.config, self.points, self.confidence, self.batches = StubConfig(task, (size, size)), points, confidence, []
 
     def to(self, device):
         return self
 
     def predict(self, pixels):
         assert pixels.dtype == torch.uint8
-        assert pixels.shape[1:] == (3, self.config.size, self.config.size)
+        assert pixels.shape[1:] == (3, *self.config.size)
         self.batches.append(len(pixels))
         points = torch.tensor(self.points, dtype=torch.float64).repeat(len(pixels), 1, 1)
         points[..., 0] += pixels[:, 0, 0, 0].double()[:, None]
@@ -48,7 +48,7 @@ def load(monkeypatch):
         by_task = {stub.config.task: stub for stub in stubs}
         monkeypatch.setattr(Checkpoint, "load", lambda self: by_task[self.task])
         return [
-            Checkpoint(f"s3://b/{stub.config.task}", f"id-{stub.config.task}", stub.config.task, "person", stub.config.size)
+            Checkpoint(f"s3://b/{stub.config.task}", f"id-{stub.config.task}", stub.config.task, "person", stub.config.size[0])
             for stub in stubs
         ]
 

@@ -14,6 +14,7 @@ from posepipe.checkpoints import Progress
 from posepipe.config import TrainConfig
 from posepipe.global_batch import GlobalBatch, share
 from posepipe.models import ModelConfig, build_model
+from posepipe.optimizers import WeightAverage
 from posepipe.tasks import TASKS
 from posepipe.train_steps import NonFiniteError, Steps, split_batches
 
@@ -49,9 +50,9 @@ def steps_of(cache: Cache, **changes: Any) -> tuple[Steps, list[tuple[Progress, 
             model=config.model,
             regression_head=config.regression_head,
             feature_stride=32,
-            size=SIZE,
+            size=(SIZE, SIZE),
             framing="person",
-            mean_points=[],
+            mean_points=[[0.5, 0.5]] * 16,
             samples_fingerprint="",
         )
     )
@@ -59,6 +60,7 @@ def steps_of(cache: Cache, **changes: Any) -> tuple[Steps, list[tuple[Progress, 
     share(own, batch, torch.device("cpu"))
     optimizer = torch.optim.Adam(own.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    average = WeightAverage(own, config.ema_decay) if config.ema_decay else None
     task = TASKS["pose"]
     truth = torch.from_numpy(task.truth(cache.labels)).float()
     saved: list[Any] = []
@@ -66,7 +68,7 @@ def steps_of(cache: Cache, **changes: Any) -> tuple[Steps, list[tuple[Progress, 
     def save(progress: Progress) -> None:
         saved.append(copy.deepcopy((progress, own.state_dict(), optimizer.state_dict(), schedule.state_dict())))
 
-    return Steps(config, task, own, own, cache, truth, optimizer, schedule, batch, torch.device("cpu"), save), saved  # type: ignore[arg-type]
+    return Steps(config, task, own, own, cache, truth, optimizer, schedule, average, batch, torch.device("cpu"), save), saved  # type: ignore[arg-type]
 
 
 def nothing_done() -> Progress:
@@ -114,7 +116,7 @@ def test_an_epoch_that_goes_on_after_a_step_ends_as_if_it_had_not_stopped(model:
 
 def test_a_loss_that_is_not_finite_stops_with_the_place_and_all_samples_of_the_batch() -> None:
     step, ids = batch_with(5)
-    steps, _ = steps_of(poisoned(5), augment=False)
+    steps, _ = steps_of(poisoned(5), missing_joints="zero", augment=False)
     with pytest.raises(NonFiniteError, match=rf"the loss is inf in epoch 1, step {step}; the samples of the batch: ") as error:
         steps.run_epoch(nothing_done())
     assert set(str(error.value).partition("batch: ")[2].partition(";")[0].split(", ")) == ids
@@ -122,7 +124,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_place_and_all_samples_of_the_b
 
 def test_a_step_that_is_left_out_leaves_no_trace_in_weights_and_statistics() -> None:
     step, _ = batch_with(5)
-    steps, saved = steps_of(poisoned(5), augment=False, on_nonfinite="skip", checkpoint_every=1)
+    steps, saved = steps_of(poisoned(5), missing_joints="zero", augment=False, on_nonfinite="skip", checkpoint_every=1)
     progress = nothing_done()
     before = copy.deepcopy(steps.own.state_dict())
     steps.run_epoch(progress)

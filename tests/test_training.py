@@ -327,7 +327,8 @@ def test_a_loss_that_is_not_finite_ends_a_run_at_once_which_goes_on_without_the_
     poisoned_samples: tuple[str, str], tmp_path: Path
 ) -> None:
     uri, sample_id = poisoned_samples
-    run = config(uri, tmp_path, "poisoned", regression_head="direct", augment=False, epochs=1, batch_size=8, num_workers=2)
+    changes = {"regression_head": "direct", "missing_joints": "zero", "augment": False, "epochs": 1, "batch_size": 8, "num_workers": 2}
+    run = config(uri, tmp_path, "poisoned", **changes)
     with pytest.raises(NonFiniteError, match=r"the loss is inf in epoch 1, step \d+; the samples of the batch: ") as error:
         training.train(run)
     named = str(error.value).partition("the batch: ")[2].partition(";")[0].split(", ")

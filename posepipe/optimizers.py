@@ -1,0 +1,75 @@
+"""The optimizer of a training run, its learning rate from step to step, and the average of its weights."""
+
+import math
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from posepipe.config import TrainConfig
+from posepipe.models import PoseModel
+
+WARMUP = 0.03  # of all steps
+STEP = 0.1
+MOMENTUM = 0.9
+
+
+def build_optimizer(model: PoseModel, config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam, AdamW or SGD of all trained parameters, in groups where weight decay or learning rate differ."""
+    blocks = list(dict.fromkeys(_block(name) for name, parameter in model.backbone.named_parameters() if parameter.requires_grad))
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            in_backbone = name.removeprefix("backbone.")
+            depth = 0 if in_backbone == name else len(blocks) - 1 - blocks.index(_block(in_backbone))
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((config.learning_rate * config.layer_decay**depth, decay), []).append(parameter)
+    parameters = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=MOMENTUM, nesterov=True)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, lr=config.learning_rate)
+
+
+def _block(name: str) -> str:
+    """The block of a backbone that a parameter belongs to: `layer1.0.conv1.weight` -> `layer1.0`, `conv1.weight` -> `conv1`."""
+    parts = name.split(".")
+    return ".".join(parts[: next((place + 1 for place, part in enumerate(parts) if part.isdecimal()), 1)])
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rate over `num_steps` steps."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(config, step, num_steps))
+
+
+def learning_rate_factor(config: TrainConfig, step: int, num_steps: int) -> float:
+    """The factor on the learning rate at a step of num_steps."""
+    warmup = config.warmup_steps
+    if warmup < 0:
+        warmup = 0 if config.schedule == "constant" else max(1, round(WARMUP * num_steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, num_steps - warmup))))
+    if config.schedule == "step":
+        return STEP ** sum(step >= share * num_steps for share in config.milestones)
+    return 1.0
+
+
+class WeightAverage:
+    """An exponential moving average of a model's weights and statistics. Its decay rises with the steps, or it would remember the start."""
+
+    def __init__(self, model: PoseModel, decay: float) -> None:
+        self._average = ModelEmaV3(model, decay=decay, use_warmup=True)
+        self.num_steps = 0
+
+    @property
+    def model(self) -> PoseModel:
+        """The averaged model, in eval mode."""
+        averaged: Any = self._average.module
+        return averaged
+
+    def update(self, model: PoseModel) -> None:
+        """After an optimizer step."""
+        self.num_steps += 1
+        self._average.update(model, step=self.num_steps)

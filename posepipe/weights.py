@@ -1,0 +1,93 @@
+"""Where a backbone starts: ImageNet weights, or state dicts at URIs, whole or partial."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor
+
+from posepipe import storage
+from posepipe.models import MODELS, PoseModel
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a weights file did: names of the backbone's tensors."""
+
+    loaded: list[str]
+    missing: list[str]
+    unused: list[str]
+
+
+def load_weights(model: PoseModel, sources: Sequence[str]) -> LoadReport:
+    """Starts the backbone from `imagenet` (timm's download) or from state dicts at URIs, one after the other.
+
+    A tensor is taken where name and shape fit, after prefixes such as `module.` or `backbone.` are cut off; files may be partial.
+
+    Raises:
+        ValueError: no tensor of a file fits, the file is no state dict, or the backbone has no ImageNet weights.
+    """
+    own = model.backbone.state_dict()
+    places = {_key(name): name for name in own}
+    loaded: dict[str, Tensor] = {}
+    unused: list[str] = []
+    sources = [source for source in sources if source != "none"]
+    for source in sources:
+        state = _imagenet_weights(model.config.model) if source == "imagenet" else _read_state_dict(source)
+        state = _strip_prefix(state, set(places))
+        fitting = {places[_key(name)]: tensor for name, tensor in state.items() if _key(name) in places}
+        fitting = {name: tensor for name, tensor in fitting.items() if tensor.shape == own[name].shape}
+        if not fitting:
+            raise ValueError(
+                f"no tensor of {source} fits {model.config.model}: "
+                f"it has {', '.join(list(state)[:4])}, …; expected {', '.join(list(own)[:4])}, …"
+            )
+        loaded |= fitting
+        unused += [name for name in state if places.get(_key(name)) not in fitting]
+    model.backbone.load_state_dict(loaded, strict=False)
+    # The counter of BatchNorm is no weight: files leave it out.
+    missing = [name for name in own if name not in loaded and not name.endswith("num_batches_tracked")] if sources else []
+    return LoadReport(sorted(loaded), missing, unused)
+
+
+def _imagenet_weights(name: str) -> dict[str, Tensor]:
+    if name in MODELS:
+        raise ValueError(f"there are no ImageNet weights for {name}; give a URI, or none")
+    return timm.create_model(name, pretrained=True).state_dict()
+
+
+def _read_state_dict(uri: str) -> dict[str, Tensor]:
+    try:
+        data = storage.read_bytes(uri)
+    except FileNotFoundError as error:
+        raise ValueError(f"no weights at {uri}; expected `imagenet` or the URI of a state dict (.pt, .pth, .safetensors)") from error
+    try:
+        if uri.endswith(".safetensors"):
+            return safetensors.torch.load(data)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises pickle, zip and runtime errors alike.
+        raise ValueError(f"{uri} is not a file of plain tensors (torch.load with weights_only=True): {error}") from error
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{uri} holds no state dict")
+    return state
+
+
+def _key(name: str) -> str:
+    """A tensor's name however the network was cut: timm calls `stages.0` of a whole network `stages_0` in a part of it."""
+    return name.replace("_", ".")
+
+
+def _strip_prefix(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+    """Cuts off leading names, one by one, while that makes more tensors fit; own are keys."""
+    best = state
+    for _ in range(3):
+        state = {name.partition(".")[2] or name: tensor for name, tensor in state.items()}
+        if len(own & set(map(_key, state))) > len(own & set(map(_key, best))):
+            best = state
+    return best

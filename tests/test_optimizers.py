@@ -1,0 +1,117 @@
+"""optimizers.py: groups of parameters, schedules worked by hand, and an average that follows."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from posepipe.config import TrainConfig
+from posepipe.models import ModelConfig, build_model
+from posepipe.optimizers import WeightAverage, build_optimizer, build_schedule, learning_rate_factor
+
+CONFIG = TrainConfig(samples_uri="samples", runs_uri="runs", name="run", learning_rate=0.1)
+
+
+def model(backbone="resnet18", head="direct", feature_stride=32):
+    return build_model(
+        ModelConfig(
+            task="head",
+            model=backbone,
+            regression_head=head,
+            feature_stride=feature_stride,
+            size=(64, 64),
+            framing="person",
+            mean_points=[[0.5, 0.5]] * 2,
+            samples_fingerprint="",
+        )
+    )
+
+
+def change(**values):
+    return dataclasses.replace(CONFIG, **values)
+
+
+def groups_by_parameter(own, config):
+    found = {id(parameter): group for group in build_optimizer(own, config).param_groups for parameter in group["params"]}
+    return {name: found[id(parameter)] for name, parameter in own.named_parameters() if id(parameter) in found}
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.8])
+def test_norms_and_biases_are_not_decayed(layer_decay):
+    own = model()
+    for name, group in groups_by_parameter(own, change(weight_decay=0.05, layer_decay=layer_decay)).items():
+        is_weight = own.get_parameter(name).ndim > 1
+        assert group["weight_decay"] == (0.05 if is_weight else 0), name
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.8])
+@pytest.mark.parametrize("feature_stride", [16, 32])
+def test_every_trained_parameter_has_one_group(layer_decay, feature_stride):
+    own = model(head="unet", feature_stride=feature_stride)
+    config = change(layer_decay=layer_decay)
+    expected = {name for name, parameter in own.named_parameters() if parameter.requires_grad}
+    assert set(groups_by_parameter(own, config)) == expected
+    assert sum(len(group["params"]) for group in build_optimizer(own, config).param_groups) == len(expected)
+
+
+@pytest.mark.parametrize("feature_stride", [16, 32])
+def test_earlier_layers_learn_slower_and_the_head_at_the_full_rate(feature_stride):
+    groups = groups_by_parameter(model(feature_stride=feature_stride), change(layer_decay=0.5))
+    rate = {name: group["lr"] for name, group in groups.items()}
+    assert rate["backbone.conv1.weight"] < rate["backbone.layer1.0.conv1.weight"] <= rate["backbone.layer2.0.conv1.weight"]
+    last = "layer3" if feature_stride == 16 else "layer4"
+    assert rate["backbone.layer2.0.conv1.weight"] < rate[f"backbone.{last}.0.conv2.weight"] == 0.05
+    assert rate[f"backbone.{last}.1.conv2.weight"] == 0.1
+    assert rate["head.linear.weight"] == 0.1
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+def test_the_optimizer_is_the_named_one(name, kind):
+    optimizer = build_optimizer(model(), change(optimizer=name))
+    assert type(optimizer) is kind
+    assert {group["lr"] for group in optimizer.param_groups} == {0.1}
+    assert name != "sgd" or optimizer.param_groups[0]["momentum"] == 0.9
+
+
+def test_schedules_by_hand():
+    # 100 steps, so 3 of warm-up where nothing else is said.
+    assert [learning_rate_factor(change(schedule="cosine"), step, 100) for step in (0, 2, 3, 100)] == pytest.approx([1 / 3, 1, 1, 0])
+    assert learning_rate_factor(change(schedule="cosine", warmup_steps=0), 50, 100) == pytest.approx(0.5)
+    assert [learning_rate_factor(change(schedule="step"), step, 100) for step in (3, 79, 80, 94, 95)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01]
+    )
+    assert [learning_rate_factor(CONFIG, step, 100) for step in (0, 99)] == [1, 1]
+    assert [learning_rate_factor(change(warmup_steps=4), step, 100) for step in (0, 1, 3, 4)] == [0.25, 0.5, 1, 1]
+
+
+def test_a_schedule_keeps_the_ratio_of_the_groups():
+    optimizer = build_optimizer(model(), change(layer_decay=0.5))
+    before = [group["lr"] for group in optimizer.param_groups]
+    schedule = build_schedule(optimizer, change(schedule="cosine", warmup_steps=0), 4)
+    optimizer.step()
+    schedule.step()
+    factor = 0.5 * (1 + math.cos(math.pi / 4))
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate * factor for rate in before])
+
+
+def test_an_average_follows_weights_and_statistics():
+    own = model("test_resnet")
+    average = WeightAverage(own, 0.9)
+    start = own.head.linear.weight.detach().clone()
+    norm = next(module for module in own.modules() if isinstance(module, nn.BatchNorm2d))
+    average_norm = next(module for module in average.model.modules() if isinstance(module, nn.BatchNorm2d))
+    with torch.no_grad():
+        own.head.linear.weight.add_(1)
+        norm.running_mean.add_(1)
+    average.update(own)
+    assert not average.model.training
+    moved = (average.model.head.linear.weight - start).mean().item()
+    # The decay is still small: the start is soon forgotten.
+    assert 0.1 < moved <= 1
+    assert average_norm.running_mean.mean().item() == pytest.approx(moved, abs=1e-5)
+    for _ in range(200):
+        average.update(own)
+    torch.testing.assert_close(average.model.head.linear.weight, own.head.linear.weight)
+    assert average.num_steps == 201
