@@ -250,7 +250,8 @@ class ScoreConfig:
     """Samples or an image bucket + checkpoint -> predictions (and PCKh where labels exist)."""
 
     checkpoint_uri: tuple[str, ...]
-    """A run folder of jobs.train or jobs.tune, or one checkpoint in it; two of them, a pose and a head model, predict in one pass."""
+    """Run folders of jobs.train or jobs.tune, or checkpoints in them. A pose and a head model predict in one pass; several of a task are an
+    ensemble, whose points are averaged, and each costs its own forward passes. All are of one framing."""
     predictions_uri: str = ""
     """Where the predictions go: one folder per run. Not needed with --dry-run."""
     samples_uri: str = ""
@@ -271,6 +272,10 @@ class ScoreConfig:
     """Crops per forward pass."""
     shard_size: int = 256
     """Pictures per task and output file: what is done again after a crash."""
+    flip_test: bool = False
+    """Average with what is predicted for the mirrored crop, in the first stage too: twice the forward passes."""
+    test_scales: tuple[float, ...] = (1.0,)
+    """Average over the crop scaled about its centre by each of these, 0.5 to 2, not in the first stage: a forward pass for each."""
     num_actors: int = 1
     """Model replicas."""
     cpus_per_actor: int = 1
@@ -304,8 +309,11 @@ class ScoreConfig:
             raise ValueError(f"--sample-fraction must be in (0, 1], got {self.sample_fraction}")
         if not self.predictions_uri and not self.dry_run:
             raise ValueError("--predictions-uri says where the predictions go; only --dry-run can do without")
-        if not 1 <= len(self.checkpoint_uri) <= 2:
-            raise ValueError(f"--checkpoint-uri takes one checkpoint or two of different tasks, got {len(self.checkpoint_uri)}")
+        if not self.checkpoint_uri:
+            raise ValueError("--checkpoint-uri needs at least one checkpoint")
+        scales = self.test_scales
+        if not scales or len(set(scales)) < len(scales) or not all(0.5 <= scale <= 2 for scale in scales):
+            raise ValueError(f"--test-scales must be different numbers from 0.5 to 2, at least one, got {list(scales)}")
         if self.samples_uri:
             for name in ("first_stage_uri", "limit"):
                 if getattr(self, name):

@@ -10,11 +10,12 @@ import pyarrow as pa
 from posepipe import cluster, inputs, journal, samples, storage
 from posepipe.config import ScoreConfig
 from posepipe.models import read_model_config
-from posepipe.predicting import Checkpoint
+from posepipe.predicting import Checkpoint, join_ids
 
 # Reading waits for the storage half of the time, and where the model is quick all cores should decode. It is not what an actor takes, nor
 # half of it: Ray would fuse the two and read no shard beside the actor.
 READER_CPUS = 0.4
+_NOT_AVERAGED: dict[str, Any] = {"flip_test": False, "test_scales": [1.0]}
 _NO_PEOPLE = (
     "the checkpoint was trained on person framing, which needs to know where the person is: give --first-stage-uri, "
     "a manifest with center_x, center_y and scale or a box per row, or a checkpoint that was trained on image framing"
@@ -27,7 +28,7 @@ class Plan:
 
     Attributes:
         identity: all that decides what the rows are; a folder holds one of these.
-        models: one, or two of different tasks.
+        models: by task and id, whatever the command line's order; several of a task are an ensemble.
         first_stage: that frames people for them, or None.
         specs: of each shard, what ShardReader needs beside the stored inputs.
         counts: inputs of each shard.
@@ -57,10 +58,14 @@ class Plan:
 def load_checkpoints(config: ScoreConfig) -> tuple[list[Checkpoint], Checkpoint | None]:
     """The models and the first stage; ValueError where they do not go together."""
     models = [_load_checkpoint(uri) for uri in config.checkpoint_uri]
-    if len({model.task for model in models}) < len(models):
-        raise ValueError(f"two checkpoints of the task {models[0].task}: one pass takes one of each task")
+    for place, model in enumerate(models):
+        for other in models[:place]:
+            if other.model_id == model.model_id:
+                raise ValueError(f"--checkpoint-uri names one model twice: {other.uri} and {model.uri}")
     if len({model.framing for model in models}) > 1:
         raise ValueError("one pass takes checkpoints of the same framing, got " + " and ".join(f"{m.task}: {m.framing}" for m in models))
+    # Sums of floats depend on their order, and a run may go on with another command line.
+    models.sort(key=lambda model: (model.task, model.model_id))
     if not config.first_stage_uri:
         return models, None
     first_stage = _load_checkpoint(config.first_stage_uri)
@@ -86,15 +91,16 @@ def plan_run(
 ) -> Plan:
     """The plan of this config; where the folder holds a run already, that run's plan, or ValueError where it is of something else."""
     identity: dict[str, Any] = {
-        "models": {model.task: model.model_id for model in models},
+        "models": join_ids(models),
         "first_stage": first_stage.model_id if first_stage else None,
         "run_id": config.run_id,
+        **_averaging(config),
     }
     if config.samples_uri:
         specs, counts, inputs_id = _sample_shards(config, models)
         plan = Plan({**identity, "inputs": inputs_id}, models, None, specs, counts)
         if run:
-            journal.require_same(run_uri, run["identity"], plan.identity)
+            _require_same(run_uri, run, plan.identity)
         return plan
     images_uri = storage.resolve_uri(config.images_uri)
     names = ("shard_size", "limit", "sample_fraction", "max_bytes", "max_pixels")
@@ -105,7 +111,7 @@ def plan_run(
         raise ValueError(_NO_PEOPLE)
     # Another model is refused before anything is listed; for another place the hash of its list is part of the message.
     if run and run["identity"].get("images_uri") == images_uri:
-        journal.require_same(run_uri, run["identity"], identity)
+        _require_same(run_uri, run, identity)
         if not inputs.is_manifest(images_uri):
             # A prefix stands for what was listed when the run began.
             counts = _cut(run["num_inputs"], config.shard_size)
@@ -115,10 +121,20 @@ def plan_run(
         raise ValueError(_NO_PEOPLE)
     identity["inputs"] = {"sha256": inputs.fingerprint(table)}
     if run:
-        journal.require_same(run_uri, run["identity"], identity)
+        _require_same(run_uri, run, identity)
     counts = _cut(table.num_rows, config.shard_size)
     num_bytes = None if table["size"].null_count else int(np.sum(table["size"].to_numpy()))
     return Plan(identity, models, first_stage, [{}] * len(counts), counts, num_bytes, run["files"] if run else [], table)
+
+
+def _averaging(config: ScoreConfig) -> dict[str, Any]:
+    """Of the identity, what is averaged beside the models; the defaults are left out, so that runs from before there were others go on."""
+    values = {"flip_test": config.flip_test, "test_scales": sorted(config.test_scales)}
+    return {name: value for name, value in values.items() if value != _NOT_AVERAGED[name]}
+
+
+def _require_same(run_uri: str, run: dict[str, Any], wanted: dict[str, Any]) -> None:
+    journal.require_same(run_uri, {**_NOT_AVERAGED, **run["identity"]}, {**_NOT_AVERAGED, **wanted})
 
 
 def _cut(num_inputs: int, shard_size: int) -> list[int]:
@@ -177,6 +193,8 @@ def dry_run(config: ScoreConfig) -> str:
     lines = [f"inputs: {plan.num_inputs} in {len(plan.counts)} shards of up to {max(plan.counts)}, {size}"]
     for name, model in [*((f"{model.task} model", model) for model in models), *([("first stage", first_stage)] if first_stage else [])]:
         lines.append(f"{name}: {model.framing} framing, {model.size} x {model.size} px, {model.uri}")
+    if (passes := (1 + config.flip_test) * len(config.test_scales)) > 1:
+        lines.append(f"each crop goes through each model {passes} times")
     lines.append(f"cluster: {cluster.describe()}")
     try:
         require_cluster(config, first_stage)

@@ -12,11 +12,11 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from posepipe import geometry, journal, metrics
+from posepipe import averaging, geometry, journal, metrics
 from posepipe.models import PoseModel, load_model
 from posepipe.predictions import PREDICTION
 from posepipe.skeleton import HEAD_TOP, NUM_JOINTS, PCKH_JOINTS, UPPER_NECK
-from posepipe.tasks import TASKS, head_box_image, joints_image, pose_errors
+from posepipe.tasks import TASKS, Task, head_box_image, joints_image, pose_errors
 
 NUM_EXAMPLES = 3
 # MPII's own: scale = head size / 25, head size = 0.6 x diagonal. https://github.com/anibali/eval-mpii-pose keeps both.
@@ -44,21 +44,37 @@ class Checkpoint:
         return model
 
 
+def join_ids(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
+    """Per task the model that predicts it: the id of its checkpoint, of an ensemble all ids joined by a comma."""
+    return {
+        task: ",".join(each.model_id for each in checkpoints if each.task == task) for task in dict.fromkeys(c.task for c in checkpoints)
+    }
+
+
 class _Models:
     """Models on one device, and the pixels that each of them takes out of a ShardReader's."""
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], sizes: Sequence[int], batch_size: int, num_threads: int, use_gpu: bool) -> None:
+    def __init__(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        sizes: Sequence[int],
+        batch_size: int,
+        num_threads: int,
+        use_gpu: bool,
+        flip_test: bool,
+        test_scales: Sequence[float],
+    ) -> None:
         torch.set_num_threads(num_threads)
         # The same shard gives the same bytes, whoever computes it.
         torch.backends.cudnn.deterministic = True
         self._device = torch.device("cuda" if use_gpu else "cpu")
-        self._sizes, self._batch_size = sizes, batch_size
+        self._sizes, self._batch_size, self._flip_test, self._test_scales = sizes, batch_size, flip_test, test_scales
         self.models = [checkpoint.load().to(self._device) for checkpoint in checkpoints]
 
     def predict(
         self, pixels: bytes, crop_to_image: NDArray[np.float64]
-    ) -> list[tuple[PoseModel, NDArray[np.float64], NDArray[np.float64] | None]]:
-        """Per model: itself, points (N, K, 2) in image px and confidences (N, K) or None.
+    ) -> list[tuple[Task, NDArray[np.float64], NDArray[np.float64] | None]]:
+        """Per task: itself, points (N, K, 2) in image px and confidences (N, K) or None; averaged where several models predict it.
 
         Args:
             pixels: uint8 crops of N pictures, size after size.
@@ -70,40 +86,45 @@ class _Models:
             crops = np.frombuffer(pixels, np.uint8, count * 3 * size**2, start).reshape(count, size, size, 3)
             by_size[size] = crops
             start += crops.size
-        found = []
+        estimates: dict[str, list[averaging.Estimate]] = {}
         for model in self.models:
             size = model.config.size[0]
             points, confidence = self._run(model, by_size[size])
-            found.append((model, geometry.transform(crop_to_image[list(self._sizes).index(size)], points), confidence))
+            points_image = geometry.transform(crop_to_image[list(self._sizes).index(size)], points.numpy())
+            estimates.setdefault(model.config.task, []).append((torch.from_numpy(points_image), confidence))
+        found = []
+        for name, of_task in estimates.items():
+            points, confidence = averaging.average(of_task, is_box=TASKS[name].is_box)
+            found.append((TASKS[name], points.numpy(), None if confidence is None else confidence.numpy()))
         return found
 
     @torch.inference_mode()
-    def _run(self, model: PoseModel, crops: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        points, confidences = [np.empty((0, TASKS[model.config.task].num_points, 2))], []
+    def _run(self, model: PoseModel, crops: NDArray[np.uint8]) -> averaging.Estimate:
+        points, confidences = [torch.empty((0, TASKS[model.config.task].num_points, 2), dtype=torch.float64)], []
         for start in range(0, len(crops), self._batch_size):
             batch = torch.tensor(crops[start : start + self._batch_size]).permute(0, 3, 1, 2).to(self._device)
-            decoded, confidence = model.predict(batch)
-            points.append(decoded.double().cpu().numpy())
+            decoded, confidence = averaging.predict(model, batch, flip_test=self._flip_test, scales=self._test_scales)
+            points.append(decoded.double().cpu())
             if confidence is not None:
-                confidences.append(confidence.double().cpu().numpy())
-        return np.concatenate(points), np.concatenate(confidences) if confidences else None
+                confidences.append(confidence.double().cpu())
+        return torch.cat(points), torch.cat(confidences) if confidences else None
 
 
 class FirstStage:
     """Frames the person of a whole picture. Columns in: ShardReader's. Columns out: shard, inputs (pickled, for another ShardReader), done.
 
-    A person that the manifest gives stays as it is.
+    A person that the manifest gives stays as it is. There are no scaled views: what lies outside a whole picture is not known.
     """
 
-    def __init__(self, checkpoint: Checkpoint, batch_size: int, num_threads: int, use_gpu: bool) -> None:
-        self._models = _Models([checkpoint], [checkpoint.size], batch_size, num_threads, use_gpu)
+    def __init__(self, checkpoint: Checkpoint, batch_size: int, num_threads: int, use_gpu: bool, flip_test: bool = False) -> None:
+        self._models = _Models([checkpoint], [checkpoint.size], batch_size, num_threads, use_gpu, flip_test, (1.0,))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if row["done"]:
             return {"shard": row["shard"], "inputs": b"", "done": row["done"]}
         read = pickle.loads(row["rows"])
-        [(model, points, _)] = self._models.predict(row["pixels"], read["crop_to_image"])
-        people = iter([find_person(each, TASKS[model.config.task].is_box) for each in points])
+        [(task, points, _)] = self._models.predict(row["pixels"], read["crop_to_image"])
+        people = iter([find_person(each, task.is_box) for each in points])
         framed = []
         for item, known in zip(read["inputs"], read["known"], strict=True):
             person = {} if known["status"] != "ok" else next(people)
@@ -149,12 +170,15 @@ class Predictor:
         batch_size: int,
         num_threads: int,
         use_gpu: bool,
+        flip_test: bool = False,
+        test_scales: Sequence[float] = (1.0,),
     ) -> None:
-        self._models = _Models(checkpoints, sizes, batch_size, num_threads, use_gpu)
+        self._models = _Models(checkpoints, sizes, batch_size, num_threads, use_gpu, flip_test, test_scales)
+        model_ids = join_ids(checkpoints)
         self._run_uri, self._done_uri = run_uri, done_uri
         self._constants = {
-            "task": "+".join(checkpoint.task for checkpoint in checkpoints),
-            "model_id": "+".join(checkpoint.model_id for checkpoint in checkpoints),
+            "task": "+".join(model_ids),
+            "model_id": "+".join(model_ids.values()),
             "run_id": run_id,
         }
 
@@ -165,8 +189,8 @@ class Predictor:
         labels = read["labels"]
         columns: dict[str, Any] = {} if labels is None else _label_columns(labels)
         columns["crop_to_image"] = np.reshape(read["crop_to_image"][0], (-1, 6))
-        for model, points, confidence in self._models.predict(row["pixels"], read["crop_to_image"]):
-            columns |= (_box_columns if TASKS[model.config.task].is_box else _joint_columns)(points, confidence, labels)
+        for task, points, confidence in self._models.predict(row["pixels"], read["crop_to_image"]):
+            columns |= (_box_columns if task.is_box else _joint_columns)(points, confidence, labels)
         good = [known for known in read["known"] if known["status"] == "ok"]
         if "joints" in columns:
             sizes = np.array([(row["width"], row["height"]) for row in good], dtype=np.float64).reshape(-1, 1, 2)

@@ -42,7 +42,7 @@ PREDICTION = pa.schema(
         pa.field("head_size", pa.float32(), metadata={"doc": "0.6 x diagonal of the labelled head box, image px, or null"}),
         pa.field("head_bone", pa.float32(), metadata={"doc": "labelled head top to upper neck, image px, or null"}),
         pa.field("activity", pa.string(), metadata={"doc": "of the sample: MPII's category, or null where unknown"}),
-        pa.field("model_id", pa.string(), metadata={"doc": "sha256 of the checkpoint; of several, joined by +"}),
+        pa.field("model_id", pa.string(), metadata={"doc": "sha256 of the checkpoint; of an ensemble joined by a comma, of tasks by +"}),
         pa.field("run_id", pa.string(), metadata={"doc": "name of the scoring run"}),
     ]
 )

@@ -83,7 +83,7 @@ def _origin(material: Material) -> str:
             [
                 result.source.name,
                 result.source.uri,
-                ", ".join(f"{task} {model[:16]}" for task, model in summary.get("models", {}).items()) or "–",
+                ", ".join(f"{task} {model[:16]}" for task, ids in summary.get("models", {}).items() for model in ids.split(",")) or "–",
                 str(summary.get("run_id") or "–"),
             ]
         )

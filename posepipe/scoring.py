@@ -133,7 +133,12 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
     crops = max(plan.counts) * 3 * max(sum(size**2 for size in plan.sizes), plan.first_stage.size**2 if plan.first_stage else 0)
     dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=max(2**27, num_shards * crops))
     reader = ShardReader(run_uri, tuple(plan.files), done_uri, plan.models[0].framing, plan.sizes, config.max_bytes, config.max_pixels)
-    shared = {"batch_size": config.batch_size, "num_threads": config.cpus_per_actor, "use_gpu": config.use_gpu}
+    shared = {
+        "batch_size": config.batch_size,
+        "num_threads": config.cpus_per_actor,
+        "use_gpu": config.use_gpu,
+        "flip_test": config.flip_test,
+    }
     cpus, gpus = planning.actor_share(config, plan.first_stage)
     actors: dict[str, Any] = {
         "compute": ActorPoolStrategy(size=config.num_actors, max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT_PER_ACTOR),
@@ -150,6 +155,7 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
         "run_uri": run_uri,
         "done_uri": done_uri,
         "run_id": config.run_id,
+        "test_scales": config.test_scales,
         **shared,
     }
     return dataset.map(reader, num_cpus=planning.READER_CPUS).map(Predictor, fn_constructor_kwargs=arguments, **actors)

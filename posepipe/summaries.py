@@ -1,5 +1,6 @@
 """What a scoring run came to, for programs and for people."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from posepipe import storage
 from posepipe.config import ScoreConfig
 from posepipe.geometry import transform
 from posepipe.models import ModelConfig, read_model_config
-from posepipe.predicting import NUM_EXAMPLES, Checkpoint
+from posepipe.predicting import NUM_EXAMPLES, Checkpoint, join_ids
 from posepipe.predictions import SUMMARY_FILE
 from posepipe.skeleton import NUM_JOINTS
 from posepipe.tasks import TASKS, Labels, PoseScore, Score
@@ -48,7 +49,9 @@ def summarise(
     rate = session.num_scored / session.seconds if session.num_scored else None
     summary: dict[str, Any] = {
         "run_id": config.run_id,
-        "models": {model.task: model.model_id for model in models},
+        "models": join_ids(models),
+        "flip_test": config.flip_test,
+        "test_scales": sorted(config.test_scales),
         "framing": models[0].framing,
         "inputs": config.samples_uri or config.images_uri,
         "rows_read": sum(statuses.values()),
@@ -60,8 +63,9 @@ def summarise(
         "tasks": {},
     }
     if config.samples_uri and statuses["ok"]:
-        for model in models:
-            summary["tasks"][model.task] = _score(model, [storage.join_uri(run_uri, record["file"]) for record in records])
+        for task in summary["models"]:
+            of_task = [model for model in models if model.task == task]
+            summary["tasks"][task] = _score(of_task, [storage.join_uri(run_uri, record["file"]) for record in records])
     storage.write_json(storage.join_uri(run_uri, SUMMARY_FILE), summary)
     return summary
 
@@ -71,9 +75,10 @@ def read(run_uri: str) -> dict[str, Any]:
     return storage.read_json(storage.join_uri(run_uri, SUMMARY_FILE))
 
 
-def _score(model: Checkpoint, files: Sequence[str]) -> dict[str, Any]:
-    """The score of one task from the rows that were written, and that of the mean pose of the model's training samples, its floor."""
-    config, _ = read_model_config(model.uri)
+def _score(models: Sequence[Checkpoint], files: Sequence[str]) -> dict[str, Any]:
+    """The score of one task from the rows that were written, and its floor, that of the mean pose of the models' training samples."""
+    configs = [read_model_config(model.uri)[0] for model in models]
+    config = dataclasses.replace(configs[0], mean_points=np.mean([each.mean_points for each in configs], axis=0).tolist())
     parts = [found for found in (_score_part(config, uri) for uri in files) if found is not None]
     ours, floor = (reduce(add, scores) for scores in zip(*parts, strict=True))
     if not ours.num_scored:
@@ -112,6 +117,12 @@ def describe(summary: dict[str, Any], predictions_uri: str) -> str:
     lines[0] += f", not predicted: {', '.join(f'{count} {name}' for name, count in bad.items()) or 'none'}"
     for name in bad:
         lines += [f"  {name}: {uri} ({detail})" for uri, detail in summary["examples"].get(name, [])]
+    averaged = [f"{1 + ids.count(',')} {task} models" for task, ids in summary["models"].items() if "," in ids]
+    averaged += ["the mirrored crop"] if summary.get("flip_test") else []
+    scales = summary.get("test_scales", [1.0])
+    averaged += [f"crops scaled by {', '.join(f'{scale:g}' for scale in scales)}"] if scales != [1.0] else []
+    if averaged:
+        lines.append(f"averaged over: {'; '.join(averaged)}")
     session = summary["session"]
     if session["num_scored"]:
         cost = summary["cost_per_million"]

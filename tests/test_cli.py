@@ -202,6 +202,13 @@ def test_the_command_lines_list_replaces_the_files(tmp_path):
         assert parse(ScoreConfig, [*flags, "--config", file]).checkpoint_uri == ("c",)
 
 
+def test_scales_come_from_the_command_line_or_a_file(tmp_path):
+    file = yaml_file(tmp_path, **SCORE, test_scales=[0.9, 1, 1.1], flip_test=True)
+    expected = ScoreConfig(**SCORE | {"checkpoint_uri": ("run",), "test_scales": (0.9, 1.0, 1.1), "flip_test": True})
+    assert parse(ScoreConfig, ["--config", file]) == expected
+    assert parse(ScoreConfig, [*SCORE_FLAGS, "--flip-test", "--test-scales", "0.9", "1", "1.1"]) == expected
+
+
 def test_one_value_of_a_file_is_a_list_of_one(tmp_path):
     file = yaml_file(tmp_path, **SCORE)
     assert parse(ScoreConfig, ["--config", file]) == ScoreConfig(**SCORE | {"checkpoint_uri": ("run",)})
@@ -214,7 +221,10 @@ def test_a_negative_number_is_a_value_and_no_flag(capsys):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--checkpoint-uri", "a", "b"), "--checkpoint-uri takes one checkpoint or two of different tasks, got 3"),
+        (
+            ("--test-scales", "1", "--test-scales", "1"),
+            "--test-scales must be different numbers from 0.5 to 2, at least one, got [1.0, 1.0]",
+        ),
         (("--images-uri", "x"), "give either --samples-uri or --images-uri"),
         (("--limit", "3"), "--limit goes with --images-uri"),
         (("--first-stage-uri", "x"), "--first-stage-uri goes with --images-uri"),

@@ -74,6 +74,11 @@ def test_the_defaults_are_in_bounds():
         (ScoreConfig, SCORE | {"split": "dev"}, "unknown split 'dev'; choices: train, val, test"),
         (ScoreConfig, SCORE | {"images_uri": "images"}, "give either --samples-uri or --images-uri"),
         (ScoreConfig, SCORE | {"samples_uri": ""}, "give either --samples-uri or --images-uri"),
+        (ScoreConfig, SCORE | {"checkpoint_uri": ()}, "--checkpoint-uri needs at least one checkpoint"),
+        (ScoreConfig, SCORE | {"test_scales": ()}, r"--test-scales must be different numbers from 0.5 to 2, at least one, got \[\]"),
+        (ScoreConfig, SCORE | {"test_scales": (1.0, 0.9, 1.0)}, r"--test-scales must be different numbers .*, got \[1.0, 0.9, 1.0\]"),
+        (ScoreConfig, SCORE | {"test_scales": (0.4,)}, r"--test-scales must be different numbers from 0.5 to 2, at least one, got \[0.4\]"),
+        (ScoreConfig, SCORE | {"test_scales": (1.0, float("nan"))}, r"--test-scales must be different numbers .*, got \[1.0, nan\]"),
         (DemoConfig, {"epochs": 3}, "--epochs must be at least 4, got 3"),
     ],
 )
@@ -99,6 +104,12 @@ def test_workers_are_a_number_or_a_range(num_workers, bounds):
 def test_the_trials_of_a_sweep_take_no_range_of_workers():
     with pytest.raises(ValueError, match=r"a trial's --num-workers must be one number, got '1:4'"):
         TuneConfig(train=TrainConfig(**TRAIN, num_workers="1:4"))
+
+
+def test_scoring_averages_nothing_unless_asked_to():
+    config = ScoreConfig(**SCORE)
+    assert (config.flip_test, config.test_scales) == (False, (1.0,))
+    assert ScoreConfig(**SCORE | {"checkpoint_uri": ("a", "b", "c"), "test_scales": (0.5, 2.0)}).test_scales == (0.5, 2.0)
 
 
 def test_configs_are_frozen():

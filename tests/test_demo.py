@@ -20,7 +20,7 @@ def test_both_tasks_are_scored_on_all_validation_people(outcome: demo.Outcome) -
     rows = samples.read_manifest(storage.join_uri(outcome.work_uri, "samples"))["rows"]
     table = predictions.read_predictions(storage.join_uri(outcome.work_uri, "predictions"))
     assert table.num_rows == rows["val"] == outcome.summary["rows_predicted"]
-    assert set(table["task"].to_pylist()) == {"pose+head"}
+    assert set(table["task"].to_pylist()) == {"head+pose"}
     assert table["joints"].null_count == table["head_box"].null_count == 0
 
 

@@ -56,6 +56,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "weights": ({"storage", "models"}, True, False),
     "optimizers": ({"config", "models"}, True, False),
     "augmentation": ({"tasks"}, True, False),
+    "averaging": ({"models", "tasks"}, True, False),
     "cluster": (set(), False, True),
     "samples": (MATHS | {"mpii", "config", "columns"}, False, False),
     "arrays": ({"skeleton", "storage"}, False, False),
@@ -91,7 +92,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
         True,
     ),
     "reading": (MATHS | {"decoding", "fetching", "inputs", "journal", "samples"}, False, True),
-    "predicting": (MATHS | NETWORKS | {"journal", "predictions"}, True, True),
+    "predicting": (MATHS | NETWORKS | {"averaging", "journal", "predictions"}, True, True),
     "planning": (NUMBERS | {"cluster", "config", "inputs", "journal", "models", "predicting", "samples"}, True, True),
     "summaries": (NUMBERS | {"config", "models", "predicting", "predictions", "tasks"}, True, True),
     "scoring": (

@@ -17,6 +17,7 @@ def checkpoints(tmp_path_factory):
     kinds = {
         "pose": {},
         "other pose": {"mean_points": [[0.4, 0.4]] * 16},
+        "large pose": {"size": 96},
         "head": {"task": "head", "size": 48},
         "image pose": {"framing": "image", "size": 96},
         "image head": {"framing": "image", "task": "head"},
@@ -66,15 +67,31 @@ def test_a_model_comes_with_what_the_plan_needs_of_it(checkpoints):
 def test_a_pose_and_a_head_model_go_together_and_each_has_its_size(checkpoints, tmp_path):
     given = config(checkpoints["pose"], checkpoints["head"], images_uri=people(tmp_path))
     models, _ = load_checkpoints(given)
-    assert [model.task for model in models] == ["pose", "head"]
+    assert [model.task for model in models] == ["head", "pose"]
     assert plan(given).sizes == (48, 64)
     assert plan(given).identity["models"] == {model.task: model.model_id for model in models}
+
+
+def test_several_models_of_a_task_are_an_ensemble_whatever_their_order(checkpoints, tmp_path):
+    manifest = people(tmp_path)
+    names = ("pose", "head", "large pose", "other pose")
+    given = config(*(checkpoints[name] for name in names), images_uri=manifest)
+    ids = {name: load_checkpoints(config(checkpoints[name], images_uri=manifest))[0][0].model_id for name in names}
+    found = plan(given)
+    assert found.identity["models"] == {"head": ids["head"], "pose": ",".join(sorted(ids[name] for name in names if name != "head"))}
+    assert found.sizes == (48, 64, 96)
+    other = plan(config(*(checkpoints[name] for name in reversed(names)), images_uri=manifest))
+    assert (other.models, other.identity) == (found.models, found.identity)
+    run = stored(given, str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"models was {'head': .*,.*'}, now {'pose': '[0-9a-f]{64}'}"):
+        plan(config(checkpoints["pose"], images_uri=manifest), run)
 
 
 @pytest.mark.parametrize(
     ("names", "first_stage", "message"),
     [
-        (("pose", "other pose"), "", "two checkpoints of the task pose: one pass takes one of each task"),
+        (("pose", "other pose", "pose"), "", "--checkpoint-uri names one model twice: .*/pose and .*/pose"),
+        (("pose", "image pose"), "", "one pass takes checkpoints of the same framing, got pose: person and pose: image"),
         (("pose", "image head"), "", "one pass takes checkpoints of the same framing, got pose: person and head: image"),
         (("pose",), "head", "--first-stage-uri takes a checkpoint trained on image framing, .*head has person"),
         (
@@ -158,6 +175,8 @@ def test_the_same_settings_are_the_same_run(checkpoints, pictures, tmp_path):
         ({"sample_fraction": 0.5}, "sample_fraction was 1.0, now 0.5"),
         ({"max_bytes": 10}, "max_bytes was 134217728, now 10"),
         ({"max_pixels": 10}, "max_pixels was 89478485, now 10"),
+        ({"flip_test": True}, "flip_test was False, now True"),
+        ({"test_scales": (1.0, 0.9)}, r"test_scales was \[1.0\], now \[0.9, 1.0\]"),
     ],
 )
 def test_other_settings_are_another_run(checkpoints, pictures, tmp_path, changes, said):
@@ -165,6 +184,22 @@ def test_other_settings_are_another_run(checkpoints, pictures, tmp_path, changes
     values = {"shard_size": 2, **changes}
     with pytest.raises(ValueError, match=f"holds other predictions .*{said}"):
         plan(config(checkpoints["image pose"], images_uri=pictures, **values), run, str(tmp_path / "run"))
+
+
+def test_what_is_not_averaged_any_more_is_another_run(checkpoints, sample_files, pictures, tmp_path):
+    values = {"flip_test": True, "test_scales": (0.9, 1.0)}
+    said = r"flip_test was True, now False; test_scales was \[0.9, 1.0\], now \[1.0\]"
+    for name, inputs_of in (("image pose", {"images_uri": pictures}), ("pose", {"samples_uri": sample_files})):
+        run = stored(config(checkpoints[name], **inputs_of, **values), str(tmp_path / f"run of {name}"))
+        assert {key: run["identity"][key] for key in values} == {"flip_test": True, "test_scales": [0.9, 1.0]}
+        assert plan(config(checkpoints[name], **inputs_of, **{**values, "test_scales": (1.0, 0.9)}), run).identity == run["identity"]
+        with pytest.raises(ValueError, match=said):
+            plan(config(checkpoints[name], **inputs_of), run)
+
+
+def test_a_run_that_averages_nothing_is_named_as_ever(checkpoints, pictures):
+    identity = plan(config(checkpoints["image pose"], images_uri=pictures, test_scales=(1.0,))).identity
+    assert not {"flip_test", "test_scales"} & set(identity)
 
 
 def test_what_does_not_change_the_rows_is_the_same_run(checkpoints, pictures, tmp_path):
@@ -316,6 +351,8 @@ def test_a_dry_run_says_what_there_is_to_do_and_what_the_cluster_offers(checkpoi
         "fits: 1 actors of 1 CPUs each",
     ]
     assert not (tmp_path / "out").exists()
+    said = dry_run(config(checkpoints["pose"], **values, dry_run=True, flip_test=True, test_scales=(1.0, 1.1))).splitlines()
+    assert said[3] == "each crop goes through each model 4 times"
     said = dry_run(config(checkpoints["image pose"], **(values | {"first_stage_uri": ""}), num_actors=9, dry_run=True)).splitlines()
     assert said[-1].startswith("does not fit: scoring with 9 actors needs 9.4 CPUs")
 

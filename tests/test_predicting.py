@@ -42,14 +42,16 @@ class Stub:
 
 @pytest.fixture
 def load(monkeypatch):
-    """Gives a Checkpoint the stub of its task."""
+    """Gives each stub a Checkpoint that loads it: id-pose, id-pose1 and so on."""
 
     def give(*stubs):
-        by_task = {stub.config.task: stub for stub in stubs}
-        monkeypatch.setattr(Checkpoint, "load", lambda self: by_task[self.task])
+        tasks = [stub.config.task for stub in stubs]
+        names = [f"{task}{tasks[:place].count(task) or ''}" for place, task in enumerate(tasks)]
+        by_id = {f"id-{name}": stub for name, stub in zip(names, stubs, strict=True)}
+        monkeypatch.setattr(Checkpoint, "load", lambda self: by_id[self.model_id])
         return [
-            Checkpoint(f"s3://b/{stub.config.task}", f"id-{stub.config.task}", stub.config.task, "person", stub.config.size[0])
-            for stub in stubs
+            Checkpoint(f"s3://b/{name}", f"id-{name}", stub.config.task, "person", stub.config.size[0])
+            for name, stub in zip(names, stubs, strict=True)
         ]
 
     return give
@@ -179,6 +181,17 @@ def test_the_first_stage_frames_who_is_not_framed_yet(load):
     assert b == item("b", status="empty", detail="b is bad", width=None, height=None)
 
 
+def test_the_first_stage_sees_the_mirrored_picture_too_where_a_flip_test_is_asked_for(load):
+    # The red pixel moves the head 2 crop px to the right, the mirrored one has it elsewhere: (4, 1, 8, 4) and (1, 1, 5, 4).
+    stub = Stub("head", 8, HEAD)
+    [checkpoint] = load(stub)
+    stage = FirstStage(checkpoint, batch_size=2, num_threads=1, use_gpu=False, flip_test=True)
+    found = stage(row_of([known("a")], [8], [2], [np.diag([10.0, 10, 0])[:2]], inputs=[item("a")]))
+    [row] = pickle.loads(found["inputs"])
+    assert row["center_x"] == pytest.approx(45)
+    assert stub.batches == [1, 1]
+
+
 def test_who_has_no_head_keeps_that(load):
     stage = first_stage(load, Stub("head", 8, [[1.0, 1], [1, 1]]))
     found = stage(row_of([known("a")], [8], [0], [PLAIN], inputs=[item("a")]))
@@ -235,6 +248,49 @@ def test_two_models_fill_one_row_each_from_crops_of_its_size(load, tmp_path):
     np.testing.assert_allclose(np.reshape(row["joints"], (-1, 2))[HEAD_TOP], [68.25, 40.125])
     np.testing.assert_allclose(row["joint_confidence"], confidence[0], atol=1e-7)
     assert row["crop_to_image"] == SCALED[0] + SCALED[1], "the first of the sizes"
+
+
+def test_an_ensemble_averages_points_in_image_px_by_their_confidence(load, tmp_path):
+    sure, unsure = [[0.75] * NUM_JOINTS], [[0.25] * NUM_JOINTS]
+    poses = (Stub("pose", 8, pose(head_top=(2, 1)), sure), Stub("pose", 16, pose(head_top=(5, 6)), unsure))
+    checkpoints = load(poses[0], poses[1], Stub("head", 8, HEAD))
+    result = predictor(tmp_path, checkpoints, (8, 16))(row_of([known("a")], [8, 16], [0], [[SCALED], [PLAIN]]))
+    _, [row] = written(tmp_path, result)
+    assert (row["task"], row["model_id"]) == ("pose+head", "id-pose,id-pose1+id-head")
+    # (14, 23) and (5, 6): 3/4 of one and 1/4 of the other.
+    np.testing.assert_allclose(np.reshape(row["joints"], (-1, 2))[HEAD_TOP], [11.75, 18.75])
+    assert row["joint_confidence"] == [0.5] * NUM_JOINTS
+    assert row["head_box"] == [14, 23, 22, 32]
+
+
+def test_an_ensemble_of_equal_models_predicts_what_one_does(load, tmp_path):
+    stubs = [Stub("pose", 8, pose(head_top=(2, 1)), [[0.3] * NUM_JOINTS]) for _ in range(2)]
+    rows = [
+        written(
+            tmp_path / str(count), predictor(tmp_path / str(count), load(*stubs[:count]), (8,))(row_of([known("a")], [8], [3], [SCALED]))
+        )
+        for count in (1, 2)
+    ]
+    (_, [one]), (_, [two]) = rows
+    assert (one["joints"], one["joint_confidence"]) == (two["joints"], two["joint_confidence"])
+
+
+def test_an_ensembles_boxes_may_have_their_corners_in_any_order(load, tmp_path):
+    # In image px: (14, 23, 22, 32), and the same box once more, 2 crop px to the right.
+    checkpoints = load(Stub("head", 8, HEAD, [[0.5, 0.5]]), Stub("head", 8, [[8.0, 1.0], [4.0, 4.0]]))
+    _, [row] = written(tmp_path, predictor(tmp_path, checkpoints, (8,))(row_of([known("a")], [8], [0], [SCALED])))
+    assert row["head_box"] == [16, 23, 24, 32]
+    assert row["head_confidence"] is None
+
+
+def test_flip_test_and_scales_reach_the_models(load, tmp_path):
+    stub = Stub("head", 8, HEAD)
+    models = Predictor(load(stub), (8,), str(tmp_path), str(tmp_path / "done" / "x"), "a", 2, 1, False, True, (1.0, 2.0))
+    stub.predict = lambda pixels: (stub.batches.append(len(pixels)), (torch.tensor([HEAD]).double().repeat(len(pixels), 1, 1), None))[1]
+    _, [row] = written(tmp_path, models(row_of([known("a")], [8], [0], [PLAIN])))
+    assert stub.batches == [1] * 4
+    # Averaged with its mirror image (1, 1, 5, 4) the box is (1.5, 1, 5.5, 4); seen twice as large about (3.5, 3.5): (2.5, 2.25, 4.5, 3.75).
+    assert row["head_box"] == [2, 1.625, 5, 3.875]
 
 
 def test_where_the_head_of_a_network_knows_no_confidence_there_is_none(load, tmp_path):

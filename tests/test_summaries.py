@@ -200,7 +200,29 @@ def test_samples_without_one_good_row_are_not_scored(models, run, tmp_path):
     assert summarise(config(), [models["pose"]], str(tmp_path), run([row("missing")]), Session(1, 1.0))["tasks"] == {}
 
 
+def test_the_floor_of_an_ensemble_is_the_average_of_its_floors(models, run, tmp_path):
+    left = write_checkpoint(
+        tmp_path / "left", model="test_resnet", regression_head="direct", feature_stride=32, mean_points=[[0.25, 0.5]] * NUM_JOINTS
+    )
+    both = [models["pose"], Checkpoint(left, read_model_config(left)[1], "pose", "person", 64)]
+    # The means lie at (0.5, 0.5) and (0.25, 0.5), so between them at (0.375, 0.5) * 64 px of the crop, in the image at (58, 84).
+    found = row(joints=joints(0), true_joints=joints(left_knee=(58, 84), right_knee=(74, 84)), head_size=2.0, head_bone=2.0)
+    summary = summarise(config(), both, str(tmp_path), run([found]), Session(1, 1.0))
+    assert summary["models"] == {"pose": ",".join(model.model_id for model in both)}
+    assert summary["tasks"]["pose"]["floor"]["pckh"] == 0.5
+
+
 # For people
+
+
+def test_people_read_what_was_averaged(models, run, tmp_path):
+    both = [models["pose"], Checkpoint("x", "other", "pose", "person", 64), models["head"]]
+    given = config(**PICTURES, flip_test=True, test_scales=(1.0, 0.9))
+    summary = summarise(given, both, str(tmp_path), run([row()]), Session(0, 0.0))
+    assert (summary["flip_test"], summary["test_scales"]) == (True, [0.9, 1.0])
+    assert "averaged over: 2 pose models; the mirrored crop; crops scaled by 0.9, 1" in describe(summary, "out").splitlines()
+    older = {name: value for name, value in summary.items() if name not in ("flip_test", "test_scales")}
+    assert "averaged over: 2 pose models" in describe(older, "out").splitlines()
 
 
 def test_people_read_what_was_wrong_and_where(models, run, tmp_path):
