@@ -69,3 +69,12 @@ def iter_predictions(predictions_uri: str, columns: list[str] | None = None) -> 
 def read_predictions(predictions_uri: str, columns: list[str] | None = None) -> pa.Table:
     """All PREDICTION rows of a complete run, in the order of its shards; ValueError where it is not complete."""
     return pa.concat_tables(iter_predictions(predictions_uri, columns))
+
+
+def list_averaged(summary: dict[str, Any]) -> list[str]:
+    """What the predictions of a run are averages over, for people; nothing where of one model and one crop each."""
+    averaged = [f"{1 + ids.count(',')} {task} models" for task, ids in summary.get("models", {}).items() if "," in ids]
+    averaged += ["the mirrored crop"] if summary.get("flip_test") else []
+    # Summaries of older versions say nothing of either.
+    scales = summary.get("test_scales", [1.0])
+    return averaged + ([f"crops scaled by {', '.join(f'{scale:g}' for scale in scales)}"] if scales != [1.0] else [])

@@ -8,6 +8,7 @@ import re
 from posepipe import html_page, report_people, report_scores
 from posepipe.html_page import Cell, count, number, share_cell
 from posepipe.material import Material
+from posepipe.predictions import list_averaged
 from posepipe.results import Result
 
 
@@ -84,12 +85,13 @@ def _origin(material: Material) -> str:
                 result.source.name,
                 result.source.uri,
                 ", ".join(f"{task} {model[:16]}" for task, ids in summary.get("models", {}).items() for model in ids.split(",")) or "–",
+                "; ".join(list_averaged(summary)) or "–",
                 str(summary.get("run_id") or "–"),
             ]
         )
     for run in material.runs:
-        rows.append([run.name, run.uri, str(run.result["model_id"])[:16], "training run"])
-    body = html_page.table(["run", "place", "model", "scoring run"], rows, text_columns=(0, 1))
+        rows.append([run.name, run.uri, str(run.result["model_id"])[:16], "–", "training run"])
+    body = html_page.table(["run", "place", "model", "averaged over", "scoring run"], rows, text_columns=(0, 1))
     body += html_page.preformatted(" ".join(map(_quoted, material.provenance["command"])))
     rest = {name: value for name, value in material.provenance.items() if name != "command"}
     body += html_page.details("Versions and settings", html_page.preformatted(json.dumps(rest, indent=1, sort_keys=True)))

@@ -16,7 +16,7 @@ from posepipe.config import ScoreConfig
 from posepipe.geometry import transform
 from posepipe.models import ModelConfig, read_model_config
 from posepipe.predicting import NUM_EXAMPLES, Checkpoint, join_ids
-from posepipe.predictions import SUMMARY_FILE
+from posepipe.predictions import SUMMARY_FILE, list_averaged
 from posepipe.skeleton import NUM_JOINTS
 from posepipe.tasks import TASKS, Labels, PoseScore, Score
 
@@ -117,11 +117,7 @@ def describe(summary: dict[str, Any], predictions_uri: str) -> str:
     lines[0] += f", not predicted: {', '.join(f'{count} {name}' for name, count in bad.items()) or 'none'}"
     for name in bad:
         lines += [f"  {name}: {uri} ({detail})" for uri, detail in summary["examples"].get(name, [])]
-    averaged = [f"{1 + ids.count(',')} {task} models" for task, ids in summary["models"].items() if "," in ids]
-    averaged += ["the mirrored crop"] if summary.get("flip_test") else []
-    scales = summary.get("test_scales", [1.0])
-    averaged += [f"crops scaled by {', '.join(f'{scale:g}' for scale in scales)}"] if scales != [1.0] else []
-    if averaged:
+    if averaged := list_averaged(summary):
         lines.append(f"averaged over: {'; '.join(averaged)}")
     session = summary["session"]
     if session["num_scored"]:

@@ -206,6 +206,15 @@ def test_joints_of_low_confidence_are_not_drawn_but_counted(tmp_path, pictures):
 # Comparison
 
 
+def test_the_page_says_of_each_run_what_was_averaged(tmp_path, pictures):
+    ids = ["a" * 64, "b" * 64, "c" * 64]
+    averaged = {"models": {"head": ids[0], "pose": ",".join(ids[1:])}, "flip_test": True, "test_scales": [0.9, 1.0]}
+    runs = [write_run(tmp_path / "run", pictures, **averaged), write_run(tmp_path / "plain", pictures)]
+    text = " ".join(text_of(build(tmp_path, *runs)[0]).split())
+    assert f"head {'a' * 16}, pose {'b' * 16}, pose {'c' * 16}" in text
+    assert text.count("2 pose models; the mirrored crop; crops scaled by 0.9, 1") == 1
+
+
 def test_two_runs_are_compared_person_by_person(tmp_path, pictures):
     first, second = write_run(tmp_path / "first", pictures, error=0.8), write_run(tmp_path / "second", pictures, error=0.2, seed=1)
     page, outcome = build(tmp_path, first, second)

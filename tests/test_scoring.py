@@ -183,8 +183,12 @@ def test_a_turned_picture_is_seen_upright_and_answered_in_stored_px(ray_session:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored a quarter turn to the left of upright
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "bucket" / "turned.png", exif=exif)
-    config = ScoreConfig(checkpoint_uri=(image_checkpoint,), images_uri=str(tmp_path / "bucket"), predictions_uri=str(tmp_path / "out"))
-    scoring.score(config)
+    larger = write_checkpoint(tmp_path / "larger", framing="image", regression_head="direct", feature_stride=32, size=96)
+    places = {"images_uri": str(tmp_path / "bucket"), "predictions_uri": str(tmp_path / "out")}
+    # What is averaged is averaged in px of the picture, whatever way up it was seen.
+    config = ScoreConfig(checkpoint_uri=(image_checkpoint, larger), **places, flip_test=True, test_scales=(1.0, 1.25))
+    summary = scoring.score(config)
+    assert predictions.list_averaged(summary) == ["2 pose models", "the mirrored crop", "crops scaled by 1, 1.25"]
     rows = {
         Path(row["uri"]).name: np.reshape(row["joints"], (16, 2)) for row in predictions.read_predictions(str(tmp_path / "out")).to_pylist()
     }
