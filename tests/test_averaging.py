@@ -8,6 +8,8 @@ import torch
 
 from posepipe.averaging import average, predict, scale_crops
 from posepipe.geometry import points_to_box
+from posepipe.heads import HEADS
+from posepipe.models import ModelConfig, build_model
 from posepipe.skeleton import JOINT, NUM_JOINTS
 from posepipe.tasks import TASKS
 
@@ -122,6 +124,32 @@ def test_a_flip_test_averages_before_decoding():
     model.head.decode = lambda output: (output**2, None)
     points, _ = predict(model, crops()[:1], flip_test=True)
     assert (points == 4).all()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", HEADS)
+def test_with_a_flip_test_every_head_sees_a_mirrored_crop_mirrored(name, task):
+    """Whatever the network makes of a crop: the average of both sides knows no side."""
+    torch.manual_seed(0)
+    size, num_points = (48, 64), TASKS[task].num_points
+    values = {"model": "test_resnet", "feature_stride": 16, "framing": "person", "samples_fingerprint": ""}
+    mean_points = torch.rand(num_points, 2).tolist()
+    model = build_model(ModelConfig(task=task, regression_head=name, size=size, mean_points=mean_points, **values)).eval()
+    pixels = torch.randint(0, 256, (4, 3, size[1], size[0]), dtype=torch.uint8)
+    with torch.inference_mode():
+        for values in ({}, {"scales": (0.9, 1.2)}):
+            points, confidence = predict(model, pixels, flip_test=True, **values)
+            mirrored, mirrored_confidence = predict(model, pixels.flip(-1), flip_test=True, **values)
+            order = list(TASKS[task].flip_order)
+            back = torch.stack([size[0] - 1 - mirrored[..., 0], mirrored[..., 1]], dim=-1)[:, order]
+            if TASKS[task].is_box:
+                back = torch.stack([back.amin(dim=1), back.amax(dim=1)], dim=1)
+            # Untrained maps are flat, and the peak of what is flat is found to a hundredth of a pixel.
+            torch.testing.assert_close(back, points, atol=0.05, rtol=0)
+            assert (points - predict(model, pixels, **values)[0]).abs().max() > 0.01
+            assert (confidence is None) == (name in ("direct", "paper"))
+            if confidence is not None:
+                torch.testing.assert_close(mirrored_confidence[:, order], confidence, atol=1e-4, rtol=0)
 
 
 # Scaled views
