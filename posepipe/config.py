@@ -90,6 +90,8 @@ class TrainConfig:
 
     samples_uri: str
     """What jobs.prepare wrote."""
+    extra_samples_uri: tuple[str, ...] = ()
+    """More samples of the same framing and size, of which only the train split is used."""
     runs_uri: str
     """Folder of all runs."""
     name: str
@@ -379,6 +381,7 @@ class DemoConfig:
 # What all trials of a sweep share: their data, their objective, their size.
 NOT_SEARCHED = (
     "samples_uri",
+    "extra_samples_uri",
     "runs_uri",
     "name",
     "weights",

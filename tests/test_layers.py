@@ -70,7 +70,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "html_page": (set(), False, False),
     "material": ({"results", "runs", "cases", "comparing"}, False, False),
     "report_scores": ({"scores", "sources", "html_page", "material"}, False, False),
-    "report_people": ({"scores", "overlays", "cases", "comparing", "html_page", "material"}, False, False),
+    "report_people": ({"scores", "overlays", "cases", "comparing", "html_page", "material", "runs"}, False, False),
     "report_page": ({"results", "html_page", "material", "report_scores", "report_people"}, False, False),
     "preparing": (MATHS | {"fetching", "mpii", "config", "samples", "cluster", "progress"}, False, True),
     "global_batch": (set(), True, False),
