@@ -24,6 +24,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "fetching": ({"retrying", "storage"}, False, False),
     "progress": (set(), False, False),
     "config": (set(), False, False),
+    "failures": (set(), False, False),
     "presets": (set(), False, False),
     "cli": ({"config", "presets", "retrying", "storage"}, False, False),
     "geometry": ({"skeleton"}, False, False),
@@ -103,7 +104,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "searching": ({"config", "trials"}, False, True),
     "sweep_plots": ({"plots"}, False, False),
     "tuning": (
-        {"training", "trials", "searching", "sweep_plots", "config", "cluster", "storage", "models", "runs", "snapshots"},
+        {"training", "trials", "searching", "sweep_plots", "config", "cluster", "failures", "storage", "models", "runs", "snapshots"},
         False,
         True,
     ),
