@@ -109,6 +109,14 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
         True,
     ),
     "report": (RESULTS | {"cases", "comparing", "runs", "plots", "material", "report_page"}, False, False),
+    "study_rows": ({"config", "presets"}, False, False),
+    "study_table": ({"predictions", "results", "scores", "sources", "storage"}, False, False),
+    "study": (
+        {"cli", "config", "failures", "models", "preparing", "report", "results", "runs", "scoring", "sources", "storage"}
+        | {"study_rows", "study_table", "training", "watching"},
+        False,
+        True,
+    ),
     "demo": (
         MATHS | {"mpii", "synthetic", "preparing", "training", "tuning", "scoring", "gallery", "report", "config", "cluster", "progress"},
         False,
