@@ -11,7 +11,13 @@ FROM_STUDY = object()
 """The value is that of the study's own field of this name."""
 
 # How every row from masks on is trained.
-RECIPE: Mapping[str, Any] = {"learning_rate": 1e-3, "schedule": "cosine"}
+RECIPE: Mapping[str, Any] = {
+    "optimizer": "adamw",
+    "learning_rate": 1e-3,
+    "weight_decay": 0.05,
+    "schedule": "cosine",
+    "ema_decay": 0.999,
+}
 
 # What each row changes of the one before: settings of jobs.prepare and of jobs.train.
 ROWS: Mapping[str, Mapping[str, Any]] = {

@@ -6,6 +6,7 @@ a run folder that explains itself.
 
 import dataclasses
 import importlib.metadata
+import json
 import logging
 import os
 import tempfile
@@ -256,9 +257,8 @@ def build_initial_model(config: TrainConfig, data: TrainingData) -> PoseModel:
 def describe_config(config: TrainConfig) -> dict[str, Any]:
     """The config as the run folder keeps it, with the samples that it stands on."""
     fingerprint, *extra = (samples.fingerprint(manifest) for manifest in read_manifests(config))
-    lists = {name: list(getattr(config, name)) for name in ("weights", "extra_samples_uri")}
-    described = {**dataclasses.asdict(config), **lists, "job": "train", "samples_fingerprint": fingerprint}
-    return {**described, "extra_samples_fingerprints": extra}
+    described = {"job": "train", "samples_fingerprint": fingerprint, "extra_samples_fingerprints": extra}
+    return {**dataclasses.asdict(config), **described}
 
 
 def claim_folder(run_uri: str, wanted: dict[str, Any], name: str = CONFIG_FILE) -> None:
@@ -267,12 +267,18 @@ def claim_folder(run_uri: str, wanted: dict[str, Any], name: str = CONFIG_FILE) 
     if storage.exists(uri):
         # A run from before a field existed had what is its default now.
         defaults = {item.name: item.default for item in dataclasses.fields(TrainConfig) if item.default is not dataclasses.MISSING}
-        older = defaults | {"extra_samples_fingerprints": []} | storage.read_json(uri)
+        older = _as_written(defaults | {"extra_samples_fingerprints": []}) | storage.read_json(uri)
+        wanted = _as_written(wanted)
         names = [name for name in wanted if older.get(name) != wanted[name] and name not in RESOURCES]
         if names:
             text = "; ".join(f"{name} was {older.get(name)!r}, now {wanted[name]!r}" for name in names)
             raise ValueError(f"the run {run_uri} exists with other settings ({text}); choose another --name")
     storage.write_json(uri, wanted)
+
+
+def _as_written(values: dict[str, Any]) -> dict[str, Any]:
+    """As they are read from a file: tuples are lists there."""
+    return json.loads(storage.to_json(values))
 
 
 def _finish(config: TrainConfig, run_uri: str, data: TrainingData, fitted: ray.train.Result) -> dict[str, Any]:

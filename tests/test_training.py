@@ -117,6 +117,19 @@ def test_a_setting_from_after_a_run_began_had_its_default(tmp_path: Path) -> Non
         training.claim_folder(str(tmp_path), {**run, "deterministic": True})
 
 
+def test_settings_of_several_values_are_those_that_were_written(tmp_path: Path) -> None:
+    run = config(write_manifest(tmp_path / "samples"), tmp_path, "run", milestones=(0.5, 0.75))
+    training.claim_folder(str(tmp_path / "run"), training.describe_config(run))
+    training.claim_folder(str(tmp_path / "run"), training.describe_config(run))
+    # A run from before they existed had the default.
+    kept = storage.read_json(str(tmp_path / "run" / training.CONFIG_FILE))
+    storage.write_json(str(tmp_path / "run" / training.CONFIG_FILE), {name: kept[name] for name in kept if name != "milestones"})
+    with pytest.raises(ValueError, match=r"\(milestones was \[0\.8, 0\.95\], now \[0\.5, 0\.75\]\)"):
+        training.claim_folder(str(tmp_path / "run"), training.describe_config(run))
+    plain = dataclasses.replace(run, milestones=TrainConfig(samples_uri="s", runs_uri="r", name="x").milestones)
+    training.claim_folder(str(tmp_path / "run"), training.describe_config(plain))
+
+
 def test_a_run_from_before_extra_samples_had_none(tmp_path: Path) -> None:
     older = {"seed": 0, "samples_fingerprint": "a"}
     storage.write_json(str(tmp_path / training.CONFIG_FILE), older)
