@@ -6,6 +6,7 @@ A YAML file may hold the fields of a config; the command line has the last word:
 import argparse
 import contextlib
 import dataclasses
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -40,7 +41,7 @@ def parse(config_class: type[Config], arguments: Sequence[str] | None = None) ->
         flags = _merge_repeated(flags, _tuple_flags(config_class))
         values = {name: value for name, value in values.items() if f"--{name.replace('_', '-')}" not in flags}
         # Of a flag that is given twice the last one counts.
-        return tyro.cli(config_class, args=[*_to_flags(values), *flags], description=f"{config_class.__doc__}\n\n{epilog}")
+        return tyro.cli(config_class, args=[*to_flags(values), *flags], description=f"{config_class.__doc__}\n\n{epilog}")
 
 
 @contextlib.contextmanager
@@ -104,7 +105,14 @@ def _read_yaml(uri: str) -> dict[str, Any]:
     return values
 
 
-def _to_flags(values: Mapping[str, Any]) -> list[str]:
+def command(job: str, config: Any) -> str:
+    """The command line that says what `config` says: the fields that have no default, and those that are not at theirs."""
+    given = {item.name: getattr(config, item.name) for item in dataclasses.fields(config) if getattr(config, item.name) != item.default}
+    return shlex.join(["python", "-m", f"jobs.{job}", *to_flags(given)])
+
+
+def to_flags(values: Mapping[str, Any]) -> list[str]:
+    """Fields and their values as arguments of a job."""
     flags: list[str] = []
     for name, value in values.items():
         flag = name.replace("_", "-")

@@ -25,6 +25,9 @@ Scheduler = Literal["asha", "none"]
 OnNonFinite = Literal["stop", "skip"]
 Logger = Literal["none", "mlflow", "wandb"]
 SearchAlgorithm = Literal["random", "optuna"]
+StudyRow = Literal[
+    "paper", "paper-small", "masks", "person", "augment", "pretrained", "rle", "simcc", "heatmap", "unet", "flip-test"
+]  # fmt: skip
 
 
 MAX_PIXELS = 178_956_970
@@ -90,6 +93,8 @@ class TrainConfig:
 
     samples_uri: str
     """What jobs.prepare wrote."""
+    extra_samples_uri: tuple[str, ...] = ()
+    """More samples of the same framing and size, of which only the train split is used."""
     runs_uri: str
     """Folder of all runs."""
     name: str
@@ -384,9 +389,59 @@ class DemoConfig:
         _check_at_least(self, num_images=50, size=32, epochs=4)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What each step from the paper's recipe to the best one is worth: a table, all rows on the same data and budget."""
+
+    mpii_uri: str
+    """A data set in MPII's layout, to train and to validate on."""
+    extra_mpii_uri: tuple[str, ...] = ()
+    """More data sets in MPII's layout, of which all train pictures are trained on and none is validated on."""
+    val_list: str = ""
+    """URI of the validation images, as for jobs.prepare. Without one, a stable hash takes a tenth."""
+    study_uri: str
+    """Everything the study makes goes below this folder. Running again goes on where it stopped."""
+    minutes: float = 30.0
+    """Of training for each row, in wall-clock minutes: as many epochs as fit, but at least one."""
+    size: int = 128
+    """Side of the crops in px, of all rows but paper, whose crops have 220."""
+    model: str = "resnet18"
+    """The backbone of all rows but paper, whose own is resnetv2_50."""
+    feature_stride: int = 16
+    """Cut that backbone at the last stage with at most this stride."""
+    weights: tuple[str, ...] = ("imagenet",)
+    """Where it starts from the row pretrained on: imagenet, or URIs of state dicts."""
+    batch_size: int = 32
+    """Samples per optimizer step, of all rows but the paper's two."""
+    rows: tuple[StudyRow, ...] = get_args(StudyRow)
+    """Which rows there are. Their order is that of the study, whatever the order here."""
+    seed: int = 0
+    """Of every row's training."""
+    num_workers: int = 1
+    """Data-parallel workers of each training."""
+    cpus_per_worker: int = 1
+    """CPUs (and torch threads) of each worker."""
+    use_gpu: bool = False
+    """Train and score on GPUs."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(self, size=8, batch_size=2, feature_stride=4, num_workers=1, cpus_per_worker=1)
+        if not self.minutes > 0:
+            raise ValueError(f"--minutes must be positive, got {self.minutes}")
+        for row in self.rows:
+            check_choice("row", row, get_args(StudyRow))
+        if len(set(self.rows)) < len(self.rows):
+            raise ValueError(f"--rows names one row twice: {' '.join(self.rows)}")
+        if not set(self.rows) - {"flip-test"}:
+            raise ValueError("--rows needs a row that is trained; flip-test scores the best of them")
+        if "pretrained" in self.rows and self.weights == ("none",):
+            raise ValueError("--weights none leaves the row pretrained without effect; give weights, or leave it out of --rows")
+
+
 # What all trials of a sweep share: their data, their objective, their size.
 NOT_SEARCHED = (
     "samples_uri",
+    "extra_samples_uri",
     "runs_uri",
     "name",
     "weights",

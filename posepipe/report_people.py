@@ -11,6 +11,7 @@ from posepipe.cases import Case
 from posepipe.comparing import Comparison
 from posepipe.html_page import count, number
 from posepipe.material import Material
+from posepipe.runs import num_train
 
 MAX_NAMED = 10
 LEGEND = {
@@ -132,7 +133,7 @@ def training(material: Material) -> str:
         said = (
             f"{config['task']}, {config['model']} with a {config['regression_head']} head, {count(config['epochs'], 'epoch')}, batches of "
             f"{config['batch_size']}, learning rate {config['learning_rate']:g} ({config['schedule']}); "
-            f"{number(result['samples']['rows']['train'])} train and {number(result['samples']['rows']['val'])} validation people, "
+            f"{number(num_train(result))} train and {number(result['samples']['rows']['val'])} validation people, "
             f"{result['samples']['framing']} framing, {result['samples']['size']} px. Epoch {result['best_epoch']} is the best."
         )
         caption = (

@@ -48,3 +48,9 @@ def _read_run(uri: str) -> Run:
     config, history, result = (storage.read_json(storage.join_uri(uri, name)) for name in (CONFIG_FILE, HISTORY_FILE, RESULT_FILE))
     kept = storage.join_uri(uri, SNAPSHOTS_FILE)
     return Run(uri.rpartition("/")[2], uri, config, history, result, storage.read_table(kept) if storage.exists(kept) else None)
+
+
+def num_train(result: dict[str, Any]) -> int:
+    """People that a run was trained on, those of extra samples among them."""
+    # A run from before there were extra samples has none.
+    return result["samples"]["rows"]["train"] + result["samples"].get("num_extra_train", 0)

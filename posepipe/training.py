@@ -6,6 +6,7 @@ a run folder that explains itself.
 
 import dataclasses
 import importlib.metadata
+import json
 import logging
 import os
 import tempfile
@@ -30,7 +31,7 @@ from posepipe.checkpoints import NOT_SCORED
 from posepipe.config import Split, TrainConfig
 from posepipe.geometry import transform
 from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, save_model
-from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
+from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, num_train
 from posepipe.snapshots import SNAPSHOTS_FILE
 from posepipe.tasks import TASKS
 from posepipe.train_loop import train_loop
@@ -43,10 +44,16 @@ logger = logging.getLogger(__name__)
 LIBRARIES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
 # What a run may be resumed with differently: where it runs, not what it computes.
 RESOURCES = (
-    *("num_workers", "cpus_per_worker", "use_gpu", "max_failures", "max_preemption_failures", "samples_uri", "runs_uri"),
+    *("num_workers", "cpus_per_worker", "use_gpu", "max_failures", "max_preemption_failures"),
+    # Where things lie; what the samples are is told by their fingerprints.
+    *("samples_uri", "extra_samples_uri", "runs_uri"),
     # These decide what becomes of a fault and who watches; a run without a fault computes the same.
     *("checkpoint_every", "on_nonfinite", "logger"),
 )
+
+
+# What a manifest says of the crops themselves, which a network sees.
+CROP = ("framing", "size", "margin")
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class TrainingData:
         train: columns of `load_pixels`.
         val: the same.
         manifest: of the samples.
+        extra: the manifests of those that were added to the train split.
         mean_points: (num_points, 2) mean of the train labels, unit frame.
         floor: the score of mean_points on val.
     """
@@ -64,17 +72,20 @@ class TrainingData:
     train: ray.data.Dataset
     val: ray.data.Dataset
     manifest: dict[str, Any]
+    extra: tuple[dict[str, Any], ...]
     mean_points: NDArray[np.float64]
     floor: dict[str, Any]
 
 
 def load_data(config: TrainConfig) -> TrainingData:
-    """Decodes both splits; ValueError where one is empty or has no label for the task."""
+    """Decodes both splits; ValueError where one is empty, has no label for the task, or holds a person twice."""
     task = TASKS[config.task]
-    samples_uri = storage.resolve_uri(config.samples_uri)
-    manifest = samples.read_manifest(samples_uri)
-    datasets = [load_pixels(samples_uri, split).materialize() for split in ("train", "val")]
-    train_labels, val_labels = (_collect_labels(dataset) for dataset in datasets)
+    manifest, *extra = read_manifests(config)
+    samples_uri, extra_uris = storage.resolve_uri(config.samples_uri), [storage.resolve_uri(uri) for uri in config.extra_samples_uri]
+    train, val = load_pixels([samples_uri, *extra_uris], "train").materialize(), load_pixels([samples_uri], "val").materialize()
+    train_labels, val_labels = (_collect_labels(dataset) for dataset in (train, val))
+    if extra_uris:
+        _check_ids(np.concatenate([train_labels["sample_id"], val_labels["sample_id"]]), [samples_uri, *extra_uris])
     truth = task.truth(train_labels) / manifest["size"]
     if not np.isfinite(truth).any(axis=(0, 2)).all():
         raise ValueError(f"the train split of {samples_uri} has no label for some points of the task {config.task!r}")
@@ -85,15 +96,38 @@ def load_data(config: TrainConfig) -> TrainingData:
     floor = task.evaluate(transform(val_labels["crop_to_image"], pixels), val_labels)
     if not floor.num_scored:
         raise ValueError(f"the val split of {samples_uri} has nothing to score for the task {config.task!r}")
-    return TrainingData(datasets[0], datasets[1], manifest, mean_points, floor.summary())
+    return TrainingData(train, val, manifest, tuple(extra), mean_points, floor.summary())
 
 
-def load_pixels(samples_uri: str, split: Split) -> ray.data.Dataset:
+def read_manifests(config: TrainConfig) -> list[dict[str, Any]]:
+    """Of the samples and of those that are added to the train split; ValueError where the crops of two are not of one kind."""
+    uris = [storage.resolve_uri(uri) for uri in (config.samples_uri, *config.extra_samples_uri)]
+    manifests = [samples.read_manifest(uri) for uri in uris]
+    for uri, manifest in zip(uris[1:], manifests[1:], strict=True):
+        for name in CROP:
+            if manifest.get(name) != manifests[0].get(name):
+                raise ValueError(
+                    f"--extra-samples-uri must hold crops like those of --samples-uri: the {name} of {uri} is {manifest.get(name)!r}, "
+                    f"that of {uris[0]} is {manifests[0].get(name)!r}"
+                )
+    return manifests
+
+
+def _check_ids(sample_ids: NDArray[np.str_], uris: Sequence[str]) -> None:
+    ids, counts = np.unique(sample_ids, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"a person may be in one place only, but {(counts > 1).sum()} are there more than once in the samples {', '.join(uris)}, "
+            f"{str(ids[counts > 1][0])!r} among them"
+        )
+
+
+def load_pixels(samples_uris: Sequence[str], split: Split) -> ray.data.Dataset:
     """The samples of one split with their crops decoded, one block per file.
 
     The columns are SAMPLE's, with `pixels` (fixed-size binary, size x size x 3 uint8 RGB) instead of `crop`.
     """
-    files = samples.list_split(samples_uri, split)
+    files = [file for uri in samples_uris for file in samples.list_split(uri, split)]
     return cluster.from_items([{"uri": uri} for uri in files]).map_batches(_decode_crops, batch_size=1, batch_format="pyarrow")
 
 
@@ -185,13 +219,15 @@ def resolve_uris(config: TrainConfig) -> TrainConfig:
     """The same config, whatever folder it is used from."""
     weights = tuple(source if source in ("none", "imagenet") else storage.resolve_uri(source) for source in config.weights)
     samples_uri, runs_uri = storage.resolve_uri(config.samples_uri), storage.resolve_uri(config.runs_uri)
-    return dataclasses.replace(config, samples_uri=samples_uri, runs_uri=runs_uri, weights=weights)
+    extra = tuple(storage.resolve_uri(uri) for uri in config.extra_samples_uri)
+    return dataclasses.replace(config, samples_uri=samples_uri, extra_samples_uri=extra, runs_uri=runs_uri, weights=weights)
 
 
 def require_workers(what: str, config: TrainConfig) -> None:
     """Refuses a run whose workers, or the decoded samples that they hold, the cluster has no room for."""
-    manifest = samples.read_manifest(storage.resolve_uri(config.samples_uri))
-    pixels = (manifest["rows"]["train"] + manifest["rows"]["val"]) * 3 * manifest["size"] ** 2
+    manifest, *extra = read_manifests(config)
+    rows = manifest["rows"]["val"] + sum(each["rows"]["train"] for each in (manifest, *extra))
+    pixels = rows * 3 * manifest["size"] ** 2
     # The samples are decoded before workers start, and drivers and controllers take no CPU.
     workers = cluster.Need("workers", config.min_workers, config.cpus_per_worker, int(config.use_gpu), cache=pixels)
     cluster.require(what, [workers], hint="change --num-workers, --cpus-per-worker or --use-gpu")
@@ -220,8 +256,9 @@ def build_initial_model(config: TrainConfig, data: TrainingData) -> PoseModel:
 
 def describe_config(config: TrainConfig) -> dict[str, Any]:
     """The config as the run folder keeps it, with the samples that it stands on."""
-    fingerprint = samples.fingerprint(samples.read_manifest(storage.resolve_uri(config.samples_uri)))
-    return {**dataclasses.asdict(config), "job": "train", "weights": list(config.weights), "samples_fingerprint": fingerprint}
+    fingerprint, *extra = (samples.fingerprint(manifest) for manifest in read_manifests(config))
+    described = {"job": "train", "samples_fingerprint": fingerprint, "extra_samples_fingerprints": extra}
+    return {**dataclasses.asdict(config), **described}
 
 
 def claim_folder(run_uri: str, wanted: dict[str, Any], name: str = CONFIG_FILE) -> None:
@@ -230,12 +267,18 @@ def claim_folder(run_uri: str, wanted: dict[str, Any], name: str = CONFIG_FILE) 
     if storage.exists(uri):
         # A run from before a field existed had what is its default now.
         defaults = {item.name: item.default for item in dataclasses.fields(TrainConfig) if item.default is not dataclasses.MISSING}
-        older = defaults | storage.read_json(uri)
+        older = _as_written(defaults | {"extra_samples_fingerprints": []}) | storage.read_json(uri)
+        wanted = _as_written(wanted)
         names = [name for name in wanted if older.get(name) != wanted[name] and name not in RESOURCES]
         if names:
             text = "; ".join(f"{name} was {older.get(name)!r}, now {wanted[name]!r}" for name in names)
             raise ValueError(f"the run {run_uri} exists with other settings ({text}); choose another --name")
     storage.write_json(uri, wanted)
+
+
+def _as_written(values: dict[str, Any]) -> dict[str, Any]:
+    """As they are read from a file: tuples are lists there."""
+    return json.loads(storage.to_json(values))
 
 
 def _finish(config: TrainConfig, run_uri: str, data: TrainingData, fitted: ray.train.Result) -> dict[str, Any]:
@@ -265,7 +308,10 @@ def describe_data(data: TrainingData) -> dict[str, Any]:
     """What a result says of its samples and of the libraries."""
     return {
         "floor": data.floor,
-        "samples": {name: data.manifest[name] for name in ("framing", "people", "size", "rows")},
+        "samples": {
+            **{name: data.manifest[name] for name in ("framing", "people", "size", "rows")},
+            "num_extra_train": sum(manifest["rows"]["train"] for manifest in data.extra),
+        },
         "versions": {"posepipe": posepipe.__version__, **{name: importlib.metadata.version(name) for name in LIBRARIES}},
     }
 
@@ -273,7 +319,8 @@ def describe_data(data: TrainingData) -> dict[str, Any]:
 def describe(result: dict[str, Any]) -> str:
     """What a run reached, for people."""
     lines = [
-        f"best epoch {result['best_epoch']}, on {result['val']['val_num_people']} validation people (mean of the train labels: the floor)"
+        f"trained on {num_train(result)} people; best epoch {result['best_epoch']}, on {result['val']['val_num_people']} validation people "
+        "(mean of the train labels: the floor)"
     ]
     for name, floor in result["floor"].items():
         if not name.startswith("num_") and floor is not None:

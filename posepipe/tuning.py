@@ -20,7 +20,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
-from posepipe import cluster, searching, storage, sweep_plots, training, trials
+from posepipe import cluster, failures, searching, storage, sweep_plots, training, trials
 from posepipe.config import TuneConfig, parse_search
 from posepipe.models import MODEL_FILE
 from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 TRIALS_FILE = "trials.parquet"
 SWEEP_FILE = "sweep.json"
-MAX_REASON = 300  # characters; Ray's own reasons list the memory of a whole node
 OBJECTIVES = {"pose": "PCKh@0.5, official", "head": "mean IoU of the head box"}
 
 
@@ -136,28 +135,12 @@ def _run_trial(parameters: dict[str, Any], config: TuneConfig, data: training.Tr
         run = dataclasses.replace(config.train, **trial["parameters"], runs_uri=runs_uri, name=trial["name"])
         training.train(run, data, [TuneReportCallback()])
     except Exception as error:
-        reason = _reason(error)
-        storage.write_json(_error_uri(sweep_uri, trial["name"]), {"error": _one_line(f"{type(reason).__name__}: {reason}")})
+        storage.write_json(_error_uri(sweep_uri, trial["name"]), {"error": failures.describe_reason(error)})
+        reason = failures.find_reason(error)
         # A lost node or a lack of memory, which Tune tries again. What befalls workers Train has tried again already.
         is_lost = isinstance(reason, ray.exceptions.RayError) and not isinstance(reason, ray.exceptions.RayTaskError)
         if is_lost and not isinstance(error, ray.train.WorkerGroupError):
             raise
-
-
-def _reason(error: BaseException) -> BaseException:
-    """What went wrong, without the wrappers that Ray puts around it."""
-    while True:
-        failures = list(getattr(error, "worker_failures", {}).values())
-        inner = [getattr(error, name, None) for name in ("controller_failure", "_base_exc", "cause")]
-        found = next((each for each in [*failures, *inner] if isinstance(each, BaseException)), None)
-        if found is None:
-            return error
-        error = found
-
-
-def _one_line(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]}…"
 
 
 def _error_uri(sweep_uri: str, name: str) -> str:
@@ -179,7 +162,7 @@ class _Recorder(ray.tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         text = Path(trial.error_file).read_text() if trial.error_file and Path(trial.error_file).exists() else "no reason is known"
-        self._write(trial, has_ended=True, error=self._error(trial) or _one_line(text))
+        self._write(trial, has_ended=True, error=self._error(trial) or failures.one_line(text))
 
     def _error(self, trial: Any) -> str | None:
         uri = _error_uri(self._sweep_uri, _name_of(trial))

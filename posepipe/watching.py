@@ -9,7 +9,7 @@ import importlib.util
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from posepipe import storage
@@ -59,18 +59,28 @@ def to_events(epoch: int, values: Mapping[str, float], losses: Mapping[int, floa
 
 def read_events(run_uri: str) -> dict[str, list[tuple[int, float]]]:
     """tag -> (step, value), of all event files beside a run, in the order in which TensorBoard reads them."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for event in _iter_events(run_uri):
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
+
+
+def read_epoch_ends(run_uri: str) -> list[float]:
+    """When each epoch's validation was over, in seconds since 1970; of an epoch that was trained again, the last time."""
+    ends = {event.step: event.wall_time for event in _iter_events(run_uri) for value in event.summary.value if value.tag == "epoch/epoch"}
+    return [ends[epoch] for epoch in sorted(ends)]
+
+
+def _iter_events(run_uri: str) -> Iterator[Any]:
     from tensorboardX.proto.event_pb2 import Event
 
-    found: dict[str, list[tuple[int, float]]] = {}
     for uri in storage.list_files(storage.join_uri(run_uri, EVENTS_FOLDER)):
         data = storage.read_bytes(uri)
         while data:  # TFRecord: length (8 bytes), its checksum (4), event, its checksum (4)
             length = int.from_bytes(data[:8], "little")
-            event = Event.FromString(data[12 : 12 + length])
+            yield Event.FromString(data[12 : 12 + length])
             data = data[16 + length :]
-            for value in event.summary.value:
-                found.setdefault(value.tag, []).append((event.step, value.simple_value))
-    return found
 
 
 Row = Mapping[str, float]

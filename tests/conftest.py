@@ -119,3 +119,24 @@ def person_samples(ray_session: None, synthetic_mpii: str, tmp_path_factory: pyt
         PrepareConfig(mpii_uri=synthetic_mpii, samples_uri=uri, framing="person", people="all", size=64, val_percent=25, shard_size=16)
     )
     return uri
+
+
+@pytest.fixture(scope="session")
+def extra_mpii(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """12 more generated pictures in MPII's layout, none of which is among those of `synthetic_mpii`."""
+    from posepipe import synthetic
+
+    uri = str(tmp_path_factory.mktemp("extra-mpii"))
+    synthetic.write_annotations(uri, [synthetic.write_image(uri, index, seed=0) for index in range(48, 60)])
+    return uri
+
+
+@pytest.fixture(scope="session")
+def extra_samples(ray_session: None, extra_mpii: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Person-framed samples of `extra_mpii`, 64 px, none for validation."""
+    from posepipe import preparing
+    from posepipe.config import PrepareConfig
+
+    uri = str(tmp_path_factory.mktemp("extra-samples"))
+    preparing.prepare(PrepareConfig(mpii_uri=extra_mpii, samples_uri=uri, framing="person", people="all", size=64, val_percent=0))
+    return uri

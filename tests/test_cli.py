@@ -1,9 +1,11 @@
 """cli.py: flags, presets, files, and who has the last word."""
 
+import shlex
+
 import pytest
 import yaml
 
-from posepipe.cli import parse, user_errors
+from posepipe.cli import command, parse, user_errors
 from posepipe.config import PrepareConfig, ScoreConfig, TrainConfig, TuneConfig
 from posepipe.optimizers import learning_rate_factor
 from posepipe.presets import PRESETS
@@ -37,6 +39,16 @@ def yaml_file(tmp_path, **values):
 def test_flags_make_a_config():
     config = parse(TrainConfig, [*TRAIN_FLAGS, "--task", "head", "--epochs", "3", "--augment", "--weights", "imagenet", "b.pt"])
     assert config == TrainConfig(**TRAIN, task="head", epochs=3, augment=True, weights=("imagenet", "b.pt"))
+
+
+def test_a_command_makes_the_config_that_it_was_made_of():
+    config = TrainConfig(
+        **TRAIN | {"samples_uri": "my samples"}, augment=True, weights=("a.pt", "b.pt"), learning_rate=2e-5, max_failures=0
+    )
+    said = command("train", config)
+    assert "--seed" not in said, "what is not said is at its default"
+    assert shlex.split(said)[:3] == ["python", "-m", "jobs.train"]
+    assert parse(TrainConfig, shlex.split(said)[3:]) == config
 
 
 def test_a_sweep_takes_the_flags_of_a_training_run():

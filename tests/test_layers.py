@@ -24,6 +24,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "fetching": ({"retrying", "storage"}, False, False),
     "progress": (set(), False, False),
     "config": (set(), False, False),
+    "failures": (set(), False, False),
     "presets": (set(), False, False),
     "cli": ({"config", "presets", "retrying", "storage"}, False, False),
     "geometry": ({"skeleton"}, False, False),
@@ -71,7 +72,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "html_page": (set(), False, False),
     "material": ({"results", "runs", "cases", "comparing"}, False, False),
     "report_scores": ({"scores", "sources", "html_page", "material"}, False, False),
-    "report_people": ({"scores", "overlays", "cases", "comparing", "html_page", "material"}, False, False),
+    "report_people": ({"scores", "overlays", "cases", "comparing", "html_page", "material", "runs"}, False, False),
     "report_page": ({"predictions", "results", "html_page", "material", "report_scores", "report_people"}, False, False),
     "preparing": (MATHS | {"fetching", "mpii", "config", "samples", "cluster", "progress"}, False, True),
     "global_batch": (set(), True, False),
@@ -104,11 +105,19 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "searching": ({"config", "trials"}, False, True),
     "sweep_plots": ({"plots"}, False, False),
     "tuning": (
-        {"training", "trials", "searching", "sweep_plots", "config", "cluster", "storage", "models", "runs", "snapshots"},
+        {"training", "trials", "searching", "sweep_plots", "config", "cluster", "failures", "storage", "models", "runs", "snapshots"},
         False,
         True,
     ),
     "report": (RESULTS | {"cases", "comparing", "runs", "plots", "material", "report_page"}, False, False),
+    "study_rows": ({"config", "presets"}, False, False),
+    "study_table": ({"predictions", "results", "scores", "sources", "storage"}, False, False),
+    "study": (
+        {"cli", "config", "failures", "models", "preparing", "report", "results", "runs", "scoring", "sources", "storage"}
+        | {"study_rows", "study_table", "training", "watching"},
+        False,
+        True,
+    ),
     "demo": (
         MATHS | {"mpii", "synthetic", "preparing", "training", "tuning", "scoring", "gallery", "report", "config", "cluster", "progress"},
         False,

@@ -117,6 +117,75 @@ def test_a_setting_from_after_a_run_began_had_its_default(tmp_path: Path) -> Non
         training.claim_folder(str(tmp_path), {**run, "deterministic": True})
 
 
+def test_settings_of_several_values_are_those_that_were_written(tmp_path: Path) -> None:
+    run = config(write_manifest(tmp_path / "samples"), tmp_path, "run", milestones=(0.5, 0.75))
+    training.claim_folder(str(tmp_path / "run"), training.describe_config(run))
+    training.claim_folder(str(tmp_path / "run"), training.describe_config(run))
+    # A run from before they existed had the default.
+    kept = storage.read_json(str(tmp_path / "run" / training.CONFIG_FILE))
+    storage.write_json(str(tmp_path / "run" / training.CONFIG_FILE), {name: kept[name] for name in kept if name != "milestones"})
+    with pytest.raises(ValueError, match=r"\(milestones was \[0\.8, 0\.95\], now \[0\.5, 0\.75\]\)"):
+        training.claim_folder(str(tmp_path / "run"), training.describe_config(run))
+    plain = dataclasses.replace(run, milestones=TrainConfig(samples_uri="s", runs_uri="r", name="x").milestones)
+    training.claim_folder(str(tmp_path / "run"), training.describe_config(plain))
+
+
+def test_a_run_from_before_extra_samples_had_none(tmp_path: Path) -> None:
+    older = {"seed": 0, "samples_fingerprint": "a"}
+    storage.write_json(str(tmp_path / training.CONFIG_FILE), older)
+    training.claim_folder(str(tmp_path), {**older, "extra_samples_fingerprints": []})
+    with pytest.raises(ValueError, match=r"\(extra_samples_fingerprints was \[\], now \['b'\]\)"):
+        training.claim_folder(str(tmp_path), {**older, "extra_samples_fingerprints": ["b"]})
+
+
+def write_manifest(folder: Path, **changes: object) -> str:
+    """A manifest alone, of samples without a file."""
+    manifest = {"framing": "person", "size": 64, "rows": {"train": 5, "val": 1}, "files": [], **changes}
+    storage.write_json(str(folder / storage.MANIFEST), manifest)
+    return str(folder)
+
+
+def test_extra_samples_may_move_but_not_change(tmp_path: Path) -> None:
+    main, one, moved, other = (write_manifest(tmp_path / name, people=people) for name, people in zip("abcd", "aeeo", strict=True))
+    run = config(main, tmp_path, "run", extra_samples_uri=(one,))
+    training.claim_folder(str(tmp_path / "run"), training.describe_config(run))
+    training.claim_folder(str(tmp_path / "run"), training.describe_config(dataclasses.replace(run, extra_samples_uri=(moved,))))
+    for extra in ((), (other,), (one, other)):
+        with pytest.raises(ValueError, match=r"exists with other settings \(extra_samples_fingerprints was"):
+            training.claim_folder(str(tmp_path / "run"), training.describe_config(dataclasses.replace(run, extra_samples_uri=extra)))
+
+
+@pytest.mark.parametrize(("name", "value"), [("framing", "image"), ("size", 96), ("margin", 0.25)])
+def test_extra_samples_of_another_kind_are_refused(tmp_path: Path, name: str, value: object) -> None:
+    main, other = write_manifest(tmp_path / "main"), write_manifest(tmp_path / "other", **{name: value})
+    with pytest.raises(ValueError, match=rf"the {name} of {other} is {value!r}, that of {main} is"):
+        training.train(config(main, tmp_path, "x", extra_samples_uri=(other,)))
+    assert not (tmp_path / "x").exists()
+
+
+def test_places_of_extra_samples_mean_the_same_in_every_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = training.resolve_uris(config("a", "runs", "x", extra_samples_uri=("b", "s3://bucket/c")))
+    assert run.extra_samples_uri == (str(tmp_path / "b"), "s3://bucket/c")
+
+
+def test_extra_samples_join_the_train_split_alone(person_samples: str, extra_samples: str) -> None:
+    alone, joined = (training.load_data(config(person_samples, "unused", "x", extra_samples_uri=uris)) for uris in ((), (extra_samples,)))
+    num_extra = samples.read_manifest(extra_samples)["rows"]["train"]
+    assert num_extra > 0
+    assert joined.train.count() == alone.train.count() + num_extra
+    assert joined.val.count() == alone.val.count()
+    assert training.describe_data(joined)["samples"]["num_extra_train"] == num_extra
+    assert np.abs(joined.mean_points - alone.mean_points).max() > 1e-4
+
+
+def test_a_person_in_two_places_is_refused_with_the_id(person_samples: str) -> None:
+    tables = [storage.read_table(uri) for uri in samples.list_split(person_samples, "train")]
+    ids = pa.concat_tables(tables)["sample_id"].to_pylist()
+    with pytest.raises(ValueError, match=rf"a person may be in one place only, but {len(ids)} are .*'{min(ids)}' among them"):
+        training.load_data(config(person_samples, "unused", "x", extra_samples_uri=(person_samples,)))
+
+
 def test_a_wrong_model_is_refused_before_the_name_is_taken(person_samples: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown model 'resnet1000'"):
         training.train(config(person_samples, tmp_path, "x", model="resnet1000"))

@@ -18,7 +18,7 @@ from fault_tools import ROOT, descendants, kill_all
 from ray.train import ControllerError, WorkerGroupError
 from ray.tune.schedulers import TrialScheduler
 
-from posepipe import runs, samples, scoring, storage, training, trials, tuning
+from posepipe import failures, runs, samples, scoring, storage, training, trials, tuning
 from posepipe.config import ScoreConfig, TrainConfig, TuneConfig
 from posepipe.trials import Trial
 
@@ -95,13 +95,6 @@ def test_a_resumed_trial_is_not_judged_again_for_what_it_reached_before() -> Non
 # What goes wrong
 
 
-def test_a_reason_is_what_went_wrong_inside_all_wrappers() -> None:
-    error = ValueError("3 train samples are too few")
-    inside = type("UserExceptionWithTraceback", (Exception,), {"_base_exc": error})()
-    wrapped = [WorkerGroupError("", {1: inside}), ControllerError(error), ray.exceptions.RayTaskError("f", "trace", error), error]
-    assert [tuning._reason(each) for each in wrapped] == [error] * 4
-
-
 def run_trial(monkeypatch: pytest.MonkeyPatch, folder: Path, error: Exception) -> str:
     """Runs a trial whose training ends with `error`, and returns the reason in its folder."""
 
@@ -135,7 +128,7 @@ def test_a_trial_whose_node_is_lost_is_tried_again(monkeypatch: pytest.MonkeyPat
 
 def test_a_reason_is_one_short_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert run_trial(monkeypatch, tmp_path, MemoryError("none\nleft")) == "MemoryError: none left"
-    assert len(run_trial(monkeypatch, tmp_path, MemoryError("process " * 1000))) == tuning.MAX_REASON + 1
+    assert len(run_trial(monkeypatch, tmp_path, MemoryError("process " * 1000))) == failures.MAX_REASON + 1
 
 
 def test_more_than_the_cluster_has_is_refused(ray_session: None, person_samples: str, tmp_path: Path) -> None:

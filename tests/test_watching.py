@@ -1,6 +1,7 @@
 """What TensorBoard, MLflow and Weights & Biases are told of a run."""
 
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -23,6 +24,17 @@ def test_event_files_hold_epochs_and_steps_and_an_epoch_that_is_done_again_once(
     assert events["step/loss"] == [(1, 4.0), (2, 3.0), (3, 2.0), (4, 1.0), (6, 0.5)]
     assert events["epoch/val_pckh"] == [(1, 0.25), (2, 0.25)]
     assert "epoch/gpu_memory_bytes" not in events
+
+
+def test_an_epoch_ends_when_it_is_shown_for_the_last_time(tmp_path: Path) -> None:
+    marks = [time.time()]
+    for epoch in (1, 2, 2, 3):
+        watching.Watcher(str(tmp_path), "run", {}, "none").show_epoch({**ROW, "epoch": epoch}, [1.0])
+        marks.append(time.time())
+    ends = watching.read_epoch_ends(str(tmp_path))
+    assert [start <= end <= stop for start, end, stop in zip([marks[0], *marks[2:4]], ends, [marks[1], *marks[3:]], strict=True)] == [
+        True
+    ] * 3
 
 
 def test_event_files_go_to_any_storage(s3_endpoint: str) -> None:
