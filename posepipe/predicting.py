@@ -35,7 +35,7 @@ class Checkpoint:
     model_id: str
     task: str
     framing: str
-    size: int
+    size: tuple[int, int]
 
     def load(self) -> PoseModel:
         model, found = load_model(self.uri)
@@ -47,12 +47,15 @@ class Checkpoint:
 class _Models:
     """Models on one device, and the pixels that each of them takes out of a ShardReader's."""
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], sizes: Sequence[int], batch_size: int, num_threads: int, use_gpu: bool) -> None:
+    def __init__(
+        self, checkpoints: Sequence[Checkpoint], sizes: Sequence[tuple[int, int]], batch_size: int, num_threads: int, use_gpu: bool
+    ) -> None:
         torch.set_num_threads(num_threads)
         # The same shard gives the same bytes, whoever computes it.
         torch.backends.cudnn.deterministic = True
         self._device = torch.device("cuda" if use_gpu else "cpu")
         self._sizes, self._batch_size = sizes, batch_size
+        self._own_sizes = [checkpoint.size for checkpoint in checkpoints]
         self.models = [checkpoint.load().to(self._device) for checkpoint in checkpoints]
 
     def predict(
@@ -67,12 +70,12 @@ class _Models:
         count = crop_to_image.shape[1]
         by_size, start = {}, 0
         for size in self._sizes:
-            crops = np.frombuffer(pixels, np.uint8, count * 3 * size**2, start).reshape(count, size, size, 3)
+            width, height = size
+            crops = np.frombuffer(pixels, np.uint8, count * 3 * width * height, start).reshape(count, height, width, 3)
             by_size[size] = crops
             start += crops.size
         found = []
-        for model in self.models:
-            size = model.config.size[0]
+        for model, size in zip(self.models, self._own_sizes, strict=True):
             points, confidence = self._run(model, by_size[size])
             found.append((model, geometry.transform(crop_to_image[list(self._sizes).index(size)], points), confidence))
         return found
@@ -142,7 +145,7 @@ class Predictor:
     def __init__(
         self,
         checkpoints: Sequence[Checkpoint],
-        sizes: Sequence[int],
+        sizes: Sequence[tuple[int, int]],
         run_uri: str,
         done_uri: str,
         run_id: str,

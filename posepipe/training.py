@@ -54,8 +54,8 @@ class TrainingData:
     """Decoded samples in Ray's object store.
 
     Attributes:
-        train: columns of `load_pixels`.
-        val: the same.
+        train: columns of `load_pixels`, with the margin.
+        val: the same, without.
         manifest: of the samples.
         mean_points: (num_points, 2) mean of the train labels, unit frame.
         floor: the score of mean_points on val.
@@ -73,33 +73,41 @@ def load_data(config: TrainConfig) -> TrainingData:
     task = TASKS[config.task]
     samples_uri = storage.resolve_uri(config.samples_uri)
     manifest = samples.read_manifest(samples_uri)
-    datasets = [load_pixels(samples_uri, split).materialize() for split in ("train", "val")]
-    train_labels, val_labels = (_collect_labels(dataset) for dataset in datasets)
-    truth = task.truth(train_labels) / manifest["size"]
+    train = load_pixels(samples_uri, "train", keep_margin=True).materialize()
+    # The margin is for augmentation, and takes memory.
+    val = load_pixels(samples_uri, "val", keep_margin=False).materialize()
+    train_labels, val_labels = _collect_labels(train), _collect_labels(val)
+    size = samples.crop_size(manifest)
+    truth = task.truth(train_labels) / size
     if not np.isfinite(truth).any(axis=(0, 2)).all():
         raise ValueError(f"the train split of {samples_uri} has no label for some points of the task {config.task!r}")
     if len(truth) < 2:
         raise ValueError(f"the train split of {samples_uri} has 1 sample; a step needs two")
     mean_points = np.nanmean(truth, axis=0)
-    pixels = np.broadcast_to(mean_points * manifest["size"], task.truth(val_labels).shape)
+    pixels = np.broadcast_to(mean_points * size, task.truth(val_labels).shape)
     floor = task.evaluate(transform(val_labels["crop_to_image"], pixels), val_labels)
     if not floor.num_scored:
         raise ValueError(f"the val split of {samples_uri} has nothing to score for the task {config.task!r}")
-    return TrainingData(datasets[0], datasets[1], manifest, mean_points, floor.summary())
+    return TrainingData(train, val, manifest, mean_points, floor.summary())
 
 
-def load_pixels(samples_uri: str, split: Split) -> ray.data.Dataset:
+def load_pixels(samples_uri: str, split: Split, keep_margin: bool) -> ray.data.Dataset:
     """The samples of one split with their crops decoded, one block per file.
 
-    The columns are SAMPLE's, with `pixels` (fixed-size binary, size x size x 3 uint8 RGB) instead of `crop`.
+    The columns are SAMPLE's, with `pixels` (fixed-size binary, height x width x 3 uint8 RGB) instead of `crop`: of the crop alone, or with
+    the margin around it.
     """
     files = samples.list_split(samples_uri, split)
-    return cluster.from_items([{"uri": uri} for uri in files]).map_batches(_decode_crops, batch_size=1, batch_format="pyarrow")
+    size = None if keep_margin else samples.crop_size(samples.read_manifest(samples_uri))
+    dataset = cluster.from_items([{"uri": uri} for uri in files])
+    return dataset.map_batches(_decode_crops, batch_size=1, batch_format="pyarrow", fn_kwargs={"size": size})
 
 
-def _decode_crops(batch: pa.Table) -> pa.Table:
+def _decode_crops(batch: pa.Table, size: tuple[int, int] | None) -> pa.Table:
+    """`pixels` instead of `crop`: all that is stored, or what lies within this size."""
     table = storage.read_table(batch["uri"][0].as_py())
-    pixels = [images.decode_jpeg(crop).tobytes() for crop in table["crop"].to_pylist()]
+    stored = [images.decode_jpeg(crop) for crop in table["crop"].to_pylist()]
+    pixels = [(crop if size is None else images.cut_margin(crop, size)).tobytes() for crop in stored]
     column = pa.array(pixels, pa.binary(len(pixels[0])))
     return table.drop_columns(["crop"]).append_column("pixels", column)
 
@@ -143,7 +151,12 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
         initial = ray.put(storage.read_bytes(os.path.join(folder, MODEL_FILE)))
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"config": dataclasses.asdict(config), "initial": initial, "run_uri": run_uri},
+        train_loop_config={
+            "config": dataclasses.asdict(config),
+            "initial": initial,
+            "run_uri": run_uri,
+            "margin": samples.crop_margin(data.manifest),
+        },
         scaling_config=ScalingConfig(
             num_workers=config.max_workers if config.min_workers == config.max_workers else (config.min_workers, config.max_workers),
             use_gpu=config.use_gpu,
@@ -191,7 +204,8 @@ def resolve_uris(config: TrainConfig) -> TrainConfig:
 def require_workers(what: str, config: TrainConfig) -> None:
     """Refuses a run whose workers, or the decoded samples that they hold, the cluster has no room for."""
     manifest = samples.read_manifest(storage.resolve_uri(config.samples_uri))
-    pixels = (manifest["rows"]["train"] + manifest["rows"]["val"]) * 3 * manifest["size"] ** 2
+    (width, height), (x, y) = samples.crop_size(manifest), samples.crop_margin(manifest)
+    pixels = 3 * (manifest["rows"]["train"] * (width + 2 * x) * (height + 2 * y) + manifest["rows"]["val"] * width * height)
     # The samples are decoded before workers start, and drivers and controllers take no CPU.
     workers = cluster.Need("workers", config.min_workers, config.cpus_per_worker, int(config.use_gpu), cache=pixels)
     cluster.require(what, [workers], hint="change --num-workers, --cpus-per-worker or --use-gpu")
@@ -203,7 +217,7 @@ def build_initial_model(config: TrainConfig, data: TrainingData) -> PoseModel:
     model = build_model(
         ModelConfig(
             **{name: getattr(config, name) for name in ("task", "model", "regression_head", "feature_stride", "direct_loss")},
-            size=(data.manifest["size"], data.manifest["size"]),
+            size=samples.crop_size(data.manifest),
             framing=data.manifest["framing"],
             mean_points=data.mean_points.tolist(),
             samples_fingerprint=samples.fingerprint(data.manifest),
