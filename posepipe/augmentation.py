@@ -84,7 +84,7 @@ def warp(pixels: Tensor, points: Tensor, task: Task, drawn: Tensor, margin: tupl
     cos, sin = angle.cos() * scale, angle.sin() * scale
     forward = torch.stack([torch.stack([cos * mirror, -sin], -1), torch.stack([sin * mirror, cos], -1)], -2)
     inverse = torch.linalg.inv(forward)
-    # grid_sample asks where each pixel comes from: from units of half the crop to units of half the stored picture, from the middle of both.
+    # grid_sample asks where each pixel comes from: units of half the crop -> units of half of what is stored, from the middles of both.
     offset = (centre - middle - (inverse @ shift[..., None])[..., 0]) * 2 / stored
     linear = inverse * size / stored[:, None]
     grid = F.affine_grid(torch.cat([linear, offset[..., None]], dim=-1), [len(pixels), 3, height, width], align_corners=False)

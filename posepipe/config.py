@@ -167,7 +167,7 @@ class TrainConfig:
     patience: int = 0
     """Stop after so many epochs without a better validation score; 0: never."""
     augment: bool = False
-    """Flip, rotate, scale, shift and recolour the train crops on the device."""
+    """Flip, rotate, scale, shift, recolour, blur and partly cover the train crops, or show half a body, on the device."""
     seed: int = 0
     """Of the weights, the order of samples and the augmentation."""
     num_workers: int | str = 1

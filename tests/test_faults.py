@@ -422,7 +422,7 @@ def test_a_decoder_that_is_killed_while_it_starts_is_started_again(tmp_path: Pat
     (tmp_path / "sitecustomize.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     decoder = decoding.Decoder()
-    request = (fault_tools.encode(fault_tools.jpeg(1), "JPEG"), [decoding.View(64)], 10**6)
+    request = (fault_tools.encode(fault_tools.jpeg(1), "JPEG"), [decoding.View((64, 64))], 10**6)
     assert [found.status for found in decoder.decode_all([request])] == ["ok"]
     decoder.close()
     assert len(list(marks.iterdir())) == 3

@@ -55,7 +55,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "models": ({"storage", "tasks", "head_parts", "heads"}, True, False),
     "weights": ({"storage", "models"}, True, False),
     "optimizers": ({"config", "models"}, True, False),
-    "augmentation": ({"tasks"}, True, False),
+    "augmentation": ({"skeleton", "tasks"}, True, False),
     "cluster": (set(), False, True),
     "samples": (MATHS | {"mpii", "config", "columns"}, False, False),
     "arrays": ({"skeleton", "storage"}, False, False),

@@ -23,7 +23,7 @@ def write_checkpoint(folder: Path, **changes: Any) -> str:
         "model": "resnet10t",
         "regression_head": "heatmap",
         "feature_stride": 16,
-        "size": 64,
+        "size": (64, 64),
         **changes,
     }
     values["size"] = (values["size"],) * 2
@@ -206,8 +206,8 @@ def test_mistakes_are_named(person_samples: str, pose_checkpoint: str, image_che
         attempt(checkpoint_uri=(str(tmp_path / "junk"),), samples_uri=person_samples)
     with pytest.raises(ValueError, match=r"trained on samples of framing image, .* has framing person"):
         attempt(checkpoint_uri=(image_checkpoint,), samples_uri=person_samples)
-    with pytest.raises(ValueError, match=r"trained on samples of size 96, .* has size 64"):
-        attempt(checkpoint_uri=(write_checkpoint(tmp_path / "large", size=96),), samples_uri=person_samples)
+    with pytest.raises(ValueError, match=r"trained on samples of size 96 x 96, .* has size 64 x 64"):
+        attempt(checkpoint_uri=(write_checkpoint(tmp_path / "large", size=(96, 96)),), samples_uri=person_samples)
     with pytest.raises(ValueError, match="trained on person framing, which needs to know where the person is"):
         attempt(checkpoint_uri=(pose_checkpoint,), images_uri=str(tmp_path / "bucket"))
     with pytest.raises(ValueError, match="no files below"):
