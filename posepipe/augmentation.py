@@ -151,7 +151,7 @@ def blur(pixels: Tensor, drawn: Tensor) -> Tensor:
         blurred = torch.zeros_like(blurred)
         for step in range(len(steps)):
             blurred += weights[:, step, None, None, None] * padded.narrow(dim, step, side)
-    return pixels.index_copy(0, rows, blurred)
+    return pixels.index_copy(0, rows, blurred.clamp_(0, 255))
 
 
 def hide(pixels: Tensor, drawn: Tensor) -> Tensor:
