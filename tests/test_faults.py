@@ -243,7 +243,7 @@ def stage(
 
 
 def image_checkpoint(folder: Path, **changes: Any) -> str:
-    fixed = {"framing": "image", "model": "test_resnet", "regression_head": "direct", "feature_stride": 32, "size": 128}
+    fixed = {"framing": "image", "model": "test_resnet", "regression_head": "direct", "feature_stride": 32, "size": (128, 128)}
     return write_checkpoint(folder, **{**fixed, **changes})
 
 

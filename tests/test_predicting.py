@@ -388,11 +388,11 @@ def test_a_checkpoint_that_changed_on_the_way_is_not_scored_with(tmp_path):
 def test_a_real_model_predicts_as_its_own_predict_does(tmp_path):
     from posepipe.models import load_model
 
-    uri = write_checkpoint(tmp_path / "a", model="test_resnet", regression_head="heatmap", feature_stride=16)
+    uri = write_checkpoint(tmp_path / "a", model="test_resnet", regression_head="heatmap", feature_stride=16, size=(64, 96))
     model, model_id = load_model(uri)
-    crops = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-    row = row_of([known(name) for name in "abc"], [64], [0] * 3, [PLAIN] * 3) | {"pixels": crops.tobytes()}
-    _, rows = written(tmp_path, predictor(tmp_path, [Checkpoint(uri, model_id, "pose", "person", 64)], (64,), batch_size=3)(row))
+    crops = np.random.default_rng(0).integers(0, 256, (3, 96, 64, 3), dtype=np.uint8)
+    row = row_of([known(name) for name in "abc"], [(64, 96)], [0] * 3, [PLAIN] * 3) | {"pixels": crops.tobytes()}
+    _, rows = written(tmp_path, predictor(tmp_path, [Checkpoint(uri, model_id, "pose", "person", (64, 96))], [(64, 96)], batch_size=3)(row))
     with torch.inference_mode():
         points, confidence = model.predict(torch.tensor(crops).permute(0, 3, 1, 2))
     np.testing.assert_allclose([row["joints"] for row in rows], points.numpy().reshape(3, 32), atol=1e-4)

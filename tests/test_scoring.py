@@ -26,7 +26,6 @@ def write_checkpoint(folder: Path, **changes: Any) -> str:
         "size": (64, 64),
         **changes,
     }
-    values["size"] = (values["size"],) * 2
     points = 2 if values["task"] == "head" else 16
     values = {"framing": "person", "mean_points": [[0.5, 0.5]] * points, "samples_fingerprint": "", **values}
     folder.mkdir(parents=True, exist_ok=True)
