@@ -334,6 +334,14 @@ def test_any_number_of_workers_draws_the_same(world):
         torch.testing.assert_close(my_points, moved[rank::world], rtol=0, atol=1e-4, equal_nan=True)
 
 
+@pytest.mark.parametrize("task", [POSE, HEAD])
+def test_all_is_computed_where_the_pixels_are(task):
+    # The meta device refuses to be mixed with another one, as a GPU does.
+    pixels, moved = augment(blank(9).to("meta"), torch.empty(9, task.num_points, 2, device="meta"), task, generator(), margin=MARGIN)
+    assert (pixels.device.type, pixels.shape) == ("meta", (9, 3, HEIGHT, WIDTH))
+    assert (moved.device.type, moved.shape) == ("meta", (9, task.num_points, 2))
+
+
 def test_covering_and_blurring_move_no_label():
     points = poses(32)
     drawn = torch.rand((32, augmentation.NUM_DRAWN), generator=generator())

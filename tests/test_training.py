@@ -42,6 +42,11 @@ def config(samples_uri: str, runs_uri: str | Path, name: str, **changes: object)
     return TrainConfig(samples_uri=samples_uri, runs_uri=str(runs_uri), name=name, **values)  # type: ignore[arg-type]
 
 
+def crop_of(sample: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """What validation sees of a sample of 64 x 64 px."""
+    return images.cut_margin(images.decode_jpeg(sample["crop"]), (64, 64))
+
+
 @pytest.fixture(scope="module")
 def finished(person_samples: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, dict[str, Any]]:
     run = config(person_samples, tmp_path_factory.mktemp("runs"), "finished")
@@ -77,11 +82,11 @@ def test_a_run_keeps_what_it_predicted_for_a_few_validation_people(
         sample = labels[row["sample_id"]]
         assert row["epochs"] == [1, 2]
         np.testing.assert_array_equal(row["truth"], np.array(sample["joints"], np.float32))
-        assert np.abs(images.decode_jpeg(row["crop"]).astype(int) - images.decode_jpeg(sample["crop"])).mean() < 3
+        assert np.abs(images.decode_jpeg(row["crop"]).astype(int) - crop_of(sample)).mean() < 3
     # The model after the last epoch, or the one before, is the best one that was kept.
     model, _ = load_model(result["run_uri"])
     model.eval()
-    pixels = np.stack([images.decode_jpeg(labels[row["sample_id"]]["crop"]) for row in rows])
+    pixels = np.stack([crop_of(labels[row["sample_id"]]) for row in rows])
     with torch.inference_mode():
         points = model.predict(torch.from_numpy(pixels).permute(0, 3, 1, 2))[0].numpy()
     kept = np.array([row["points"][result["best_epoch"] - 1] for row in rows]).reshape(points.shape)
@@ -350,6 +355,23 @@ def test_the_floor_is_the_mean_pose_of_the_training_labels(person_samples: str) 
     np.testing.assert_allclose(data.mean_points, np.nanmean(np.concatenate(joints), axis=0) / 64, atol=1e-6)
     assert 0 < data.floor["pckh"] < 0.6
     assert set(data.floor) >= {"pckh", "pckh_bone", "num_people"}
+
+
+def test_the_margin_is_decoded_for_training_alone(person_samples: str) -> None:
+    files = samples.list_split(person_samples, "val")
+    stored = [images.decode_jpeg(crop) for uri in files for crop in storage.read_table(uri)["crop"].to_pylist()]
+    for keep_margin, expected in ((True, stored), (False, [crop[13:-13, 13:-13] for crop in stored])):
+        dataset = training.load_pixels(person_samples, "val", keep_margin=keep_margin)
+        assert sorted(dataset.to_pandas()["pixels"].tolist()) == sorted(crop.tobytes() for crop in expected)
+
+
+def test_room_is_asked_for_train_samples_with_their_margin_and_others_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"train": 10, "val": 3, "test": 5}
+    storage.write_json(str(tmp_path / storage.MANIFEST), {"size": [40, 60], "margin": [8, 12], "rows": rows})
+    asked: list[int] = []
+    monkeypatch.setattr(training.cluster, "require", lambda _, needs, **__: asked.append(needs[0].cache))
+    training.require_workers("training", config(str(tmp_path), tmp_path, "x"))
+    assert asked == [3 * (10 * 56 * 84 + 3 * 40 * 60)]
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
