@@ -83,7 +83,7 @@ def warp(pixels: Tensor, points: Tensor, task: Task, drawn: Tensor, margin: tupl
     mirror = torch.where(is_flipped, -1.0, 1.0)
     cos, sin = angle.cos() * scale, angle.sin() * scale
     forward = torch.stack([torch.stack([cos * mirror, -sin], -1), torch.stack([sin * mirror, cos], -1)], -2)
-    inverse = torch.linalg.inv(forward)
+    inverse = forward.mT / (scale * scale)[:, None, None]
     # grid_sample asks where each pixel comes from: units of half the crop -> units of half of what is stored, from the middles of both.
     offset = (centre - middle - (inverse @ shift[..., None])[..., 0]) * 2 / stored
     linear = inverse * size / stored[:, None]

@@ -81,9 +81,8 @@ def test_joints_are_in_image_px(scored: tuple[str, dict[str, Any]], person_sampl
     from posepipe import geometry, images
 
     model, _ = models.load_model(pose_checkpoint)
-    pixels = torch.from_numpy(np.stack([images.decode_jpeg(crop)[13:-13, 13:-13] for crop in table["crop"].to_pylist()])).permute(
-        0, 3, 1, 2
-    )
+    crops = np.stack([images.decode_jpeg(crop)[13:-13, 13:-13] for crop in table["crop"].to_pylist()])
+    pixels = torch.from_numpy(crops).permute(0, 3, 1, 2)
     with torch.inference_mode():
         points = geometry.transform(labels["crop_to_image"], model.predict(pixels)[0].double().numpy())
     rows = {row["sample_id"]: row for row in predictions.read_predictions(scored[0]).to_pylist()}

@@ -97,7 +97,7 @@ def test_the_checkpoint_holds_all_that_scoring_needs(finished: tuple[TrainConfig
     _, result = finished
     model, model_id = load_model(result["run_uri"])
     assert model_id == result["model_id"]
-    assert (model.config.task, model.config.size, model.config.framing) == ("pose", 64, "person")
+    assert (model.config.task, model.config.size, model.config.framing) == ("pose", (64, 64), "person")
     assert np.shape(model.config.mean_points) == (16, 2)
 
 
