@@ -21,8 +21,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from posepipe import images, runs, samples, snapshots, storage, train_loop, training, watching
-from posepipe.config import TrainConfig
+from posepipe import images, mpii, predictions, preparing, runs, samples, scoring, snapshots, storage, train_loop, training, watching
+from posepipe.config import PrepareConfig, ScoreConfig, TrainConfig
 from posepipe.models import load_model
 from posepipe.tasks import TASKS
 from posepipe.train_steps import NonFiniteError
@@ -355,6 +355,35 @@ def test_the_floor_is_the_mean_pose_of_the_training_labels(person_samples: str) 
     np.testing.assert_allclose(data.mean_points, np.nanmean(np.concatenate(joints), axis=0) / 64, atol=1e-6)
     assert 0 < data.floor["pckh"] < 0.6
     assert set(data.floor) >= {"pckh", "pckh_bone", "num_people"}
+
+
+def test_crops_that_are_no_squares_go_all_the_way_and_samples_score_as_their_pictures(
+    ray_session: None, synthetic_mpii: str, tmp_path: Path
+) -> None:
+    samples_uri = str(tmp_path / "samples")
+    prepare = PrepareConfig(mpii_uri=synthetic_mpii, samples_uri=samples_uri, framing="person", people="all", size="48x64", val_percent=25)
+    manifest = preparing.prepare(prepare)
+    run = config(samples_uri, tmp_path, "tall", model="test_resnet", epochs=1)
+    result = training.train(run)
+    assert result["samples"]["size"] == [48, 64]
+    [kept] = {images.decode_jpeg(row["crop"]).shape for row in runs.read_runs([result["run_uri"]])[0].snapshots.to_pylist()}
+    assert kept == (64, 48, 3)
+    # The same people, framed from the pictures themselves.
+    _, persons = mpii.read_annotations(synthetic_mpii)
+    rows = [row for row in persons.to_pylist() if row["center"]]
+    lines = [f"{manifest['images_uri']}/{row['image']},{row['center'][0]},{row['center'][1]},{row['scale']}" for row in rows]
+    (tmp_path / "people.csv").write_text("\n".join(["uri,center_x,center_y,scale", *lines]))
+    found = []
+    for name, inputs in (("samples", {"samples_uri": samples_uri}), ("pictures", {"images_uri": str(tmp_path / "people.csv")})):
+        scoring.score(ScoreConfig(checkpoint_uri=(result["run_uri"],), predictions_uri=str(tmp_path / name), **inputs))
+        found.append(predictions.read_predictions(str(tmp_path / name)).to_pylist())
+    by_frame = {tuple(np.round(row["crop_to_image"], 6)): np.reshape(row["joints"], (16, 2)) for row in found[1]}
+    sides = [10 * row["head_size"] for row in found[0]]
+    off = [
+        np.linalg.norm(np.reshape(row["joints"], (16, 2)) - by_frame[tuple(np.round(row["crop_to_image"], 6))], axis=1).mean() / side
+        for row, side in zip(found[0], sides, strict=True)
+    ]
+    assert np.median(off) < 0.01
 
 
 def test_the_margin_is_decoded_for_training_alone(person_samples: str) -> None:
