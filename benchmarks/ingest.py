@@ -139,7 +139,7 @@ def ceiling_rate(paths: list[str]) -> float:
     start = time.perf_counter()
     for picture in data:
         header = images.read_header(picture)
-        images.crop(picture, header, geometry.frame_image(header.width, header.height, SIZE), SIZE)
+        images.crop(picture, header, geometry.frame_image(header.width, header.height, (SIZE, SIZE)), (SIZE, SIZE))
     return CORES * len(data) / (time.perf_counter() - start)
 
 

@@ -131,7 +131,9 @@ def decode_rate(config: BenchmarkConfig, data: list[bytes]) -> float:
     start = time.perf_counter()
     for picture in data:
         header = images.read_header(picture)
-        images.crop(picture, header, geometry.frame_image(header.width, header.height, config.size), config.size)
+        images.crop(
+            picture, header, geometry.frame_image(header.width, header.height, (config.size, config.size)), (config.size, config.size)
+        )
     return CORES * len(data) / (time.perf_counter() - start)
 
 

@@ -119,10 +119,10 @@ def _draw_frame(row: dict[str, Any], flat: NDArray[np.float64]) -> bytes:
     points, truth = flat.reshape(-1, 2), np.array(row["truth"], np.float64).reshape(-1, 2)
     # A small crop is enlarged first, so that lines stay thin.
     crop = Image.open(io.BytesIO(row["crop"]))
-    scale = FILM_SIDE / crop.width
+    width, height = (round(side * FILM_SIDE / max(crop.size)) for side in crop.size)
     sink = io.BytesIO()
-    crop.resize((FILM_SIDE, FILM_SIDE), Image.Resampling.BILINEAR).save(sink, "JPEG", quality=90)
-    points, truth = ((part + 0.5) * scale - 0.5 for part in (points, truth))
+    crop.resize((width, height), Image.Resampling.BILINEAR).save(sink, "JPEG", quality=90)
+    points, truth = ((part + 0.5) * (width / crop.width, height / crop.height) - 0.5 for part in (points, truth))
     if len(points) == NUM_JOINTS:
         overlay = overlays.Overlay(sink.getvalue(), "", joints=points, true_joints=truth)
     else:

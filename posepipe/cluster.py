@@ -177,7 +177,8 @@ def require(what: str, needs: Sequence[Need], *, hint: str) -> None:
         if need.cache > MOST_OF_STORE * store:
             raise ValueError(
                 f"the decoded samples take {need.cache / 2**30:.1f} GiB, the object store of a node holds {store / 2**30:.1f} GiB "
-                "and must keep a fifth free; use smaller crops (--size of jobs.prepare), or start Ray with a larger --object-store-memory"
+                "and must keep a fifth free; use smaller crops (--size, --margin of jobs.prepare), "
+                "or start Ray with a larger --object-store-memory"
             )
 
 

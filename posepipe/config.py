@@ -31,6 +31,7 @@ StudyRow = Literal[
 
 
 MAX_PIXELS = 178_956_970
+PERSON_CROP_MARGIN = 0.2
 
 
 def check_choice(what: str, value: str, choices: Sequence[str]) -> None:
@@ -65,8 +66,11 @@ class PrepareConfig:
     """What the model sees: image (the whole picture, as the paper) or person (MPII's square around one person)."""
     people: People = "single"
     """single (pictures with exactly one annotated person, as the paper) or all."""
-    size: int = 220
-    """Side of the crop in px."""
+    size: int | str = 220
+    """Side of the crop in px, or WIDTHxHEIGHT: 192x256."""
+    margin: float | None = None
+    """How much of the picture is kept around the crop for augmentation, on every side, as a share of the crop's side. By default 0.2 for
+    person framing; a whole picture has nothing around it."""
     val_list: str = ""
     """URI of the validation images: a text file of names, or HRNet's valid.json. Without one, a stable hash takes val_percent."""
     val_percent: float = 10.0
@@ -80,11 +84,38 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_at_least(self, size=8, shard_size=1)
+        parse_size(self.size)
+        _check_at_least(self, shard_size=1)
+        if self.margin is not None:
+            if not 0 <= self.margin <= 1:
+                raise ValueError(f"--margin must be in [0, 1], got {self.margin}")
+            if self.margin and self.framing == "image":
+                raise ValueError(f"--margin goes with --framing person: there is nothing around a whole picture, got {self.margin}")
         if not 0 <= self.val_percent < 100:
             raise ValueError(f"--val-percent must be in [0, 100), got {self.val_percent}")
         if not self.samples_uri and not self.dry_run:
             raise ValueError("--samples-uri says where the samples go; only --dry-run can do without")
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Width and height of the crop, px."""
+        return parse_size(self.size)
+
+    @property
+    def crop_margin(self) -> tuple[int, int]:
+        """What is kept around the crop, whole px on the left and on the right, above and below."""
+        share = (PERSON_CROP_MARGIN if self.framing == "person" else 0.0) if self.margin is None else self.margin
+        width, height = self.crop_size
+        return round(share * width), round(share * height)
+
+
+def parse_size(text: int | str, least: int = 8) -> tuple[int, int]:
+    """`SIDE` or `WIDTHxHEIGHT` -> width and height."""
+    width, is_pair, height = str(text).partition("x")
+    sides = (width, height) if is_pair else (width, width)
+    if not all(side.isdecimal() and int(side) >= least for side in sides):
+        raise ValueError(f"--size must be a number of px of at least {least}, or WIDTHxHEIGHT of such, got {text!r}")
+    return int(sides[0]), int(sides[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +172,7 @@ class TrainConfig:
     patience: int = 0
     """Stop after so many epochs without a better validation score; 0: never."""
     augment: bool = False
-    """Flip, rotate, scale, shift and recolour the train crops on the device."""
+    """Flip, rotate, scale, shift, recolour, blur and partly cover the train crops, or show half a body, on the device."""
     seed: int = 0
     """Of the weights, the order of samples and the augmentation."""
     num_workers: int | str = 1
@@ -377,8 +408,8 @@ class DemoConfig:
     """A real data set in MPII's layout instead of the generated one."""
     num_images: int = 1200
     """Pictures to generate."""
-    size: int = 128
-    """Side of the crops in px."""
+    size: int | str = 128
+    """Side of the crops in px, or WIDTHxHEIGHT."""
     epochs: int = 6
     """Passes of the pose training; the head box takes two less, the sweep's trials a quarter."""
     use_gpu: bool = False
@@ -386,7 +417,8 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_at_least(self, num_images=50, size=32, epochs=4)
+        parse_size(self.size, least=32)
+        _check_at_least(self, num_images=50, epochs=4)
 
 
 @dataclass(frozen=True, kw_only=True)

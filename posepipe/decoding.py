@@ -7,6 +7,7 @@ nothing that comes back is executed. It ends when its parent does.
 import contextlib
 import functools
 import json
+import math
 import os
 import select
 import signal
@@ -36,9 +37,9 @@ _MAX_HEADER, _MAX_DATA = 2**20, 2**40
 
 @dataclass(frozen=True)
 class View:
-    """What a model sees of a picture: all of it, or the square around one person: `center` (image px as stored) and MPII's `scale`."""
+    """What a model sees of a picture, width x height px: all of it, or one person: `center` (image px as stored) and MPII's `scale`."""
 
-    size: int
+    size: tuple[int, int]
     center: tuple[float, float] | None = None
     scale: float | None = None
 
@@ -57,7 +58,7 @@ class Decoded:
         detail: what was found, empty where ok.
         width: image px as stored, None where not known.
         height: image px as stored, None where not known.
-        crops: (S, S, 3) uint8 of each view; none where not ok.
+        crops: (height, width, 3) uint8 of each view; none where not ok.
         crop_to_image: (2, 3) of each view.
     """
 
@@ -182,15 +183,15 @@ class Decoder:
 
     def _receive(self, request: tuple[bytes, list[View], int]) -> Decoded | None:
         """The next answer; None where the process died or hangs."""
-        message = _read_message(self._answers, TIMEOUT, sum(3 * view.size**2 for view in request[1]))
+        message = _read_message(self._answers, TIMEOUT, sum(3 * math.prod(view.size) for view in request[1]))
         if message is None:
             return None
         answer, pixels = json.loads(message[0]), message[1]
         affines = [np.reshape(affine, (2, 3)) for affine in answer.pop("crop_to_image")]
         crops, start = [], 0
         for view in request[1] if affines else ():
-            count = 3 * view.size**2
-            crops.append(np.frombuffer(pixels, np.uint8, count, start).reshape(view.size, view.size, 3))
+            count = 3 * math.prod(view.size)
+            crops.append(np.frombuffer(pixels, np.uint8, count, start).reshape(view.size[1], view.size[0], 3))
             start += count
         return Decoded(**answer, crops=crops, crop_to_image=affines)
 
@@ -245,7 +246,8 @@ def main() -> None:
         signal.alarm(int(TIMEOUT) + 5)
         request = json.loads(message[0])
         try:
-            found = decode(bytes(message[1]), [View(*view) for view in request["views"]], request["max_pixels"])
+            views = [View((width, height), *rest) for (width, height), *rest in request["views"]]
+            found = decode(bytes(message[1]), views, request["max_pixels"])
         except Exception as error:  # What nobody foresaw is a fact about this picture; the row carries it.
             found = Decoded("corrupt", f"{type(error).__name__}: {error}")
         signal.alarm(0)

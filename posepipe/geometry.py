@@ -1,7 +1,7 @@
 """Frames and affines: image px <-> crop px, flip, rotate, scale.
 
 Pixel coordinates name pixel centres, 0-based: the picture's left edge lies at x = -0.5. An affine is a (2, 3) float64 array that maps
-column vectors (x, y, 1). Every sample carries `crop_to_image`; every mapping back uses it and nothing else.
+column vectors (x, y, 1). Every sample carries `crop_to_image`; every mapping back uses it and nothing else. Sizes are (width, height).
 """
 
 import numpy as np
@@ -28,40 +28,48 @@ _UPRIGHT_TO_STORED = {
 }
 
 
-def frame_image(width: int, height: int, size: int, orientation: int = 1) -> FloatArray:
-    """The `crop_to_image` of the whole picture resized to size x size, aspect not kept (the paper's framing).
+def frame_image(width: int, height: int, size: tuple[int, int], orientation: int = 1) -> FloatArray:
+    """The `crop_to_image` of the whole picture resized to the crop, aspect not kept (the paper's framing).
 
     Args:
         width: image px, as stored.
         height: image px, as stored.
-        size: crop px.
+        size: width and height of the crop, px.
         orientation: EXIF orientation 1 to 8; the crop is upright, the image frame stays as stored. 1 ignores it, as MPII's labels do.
     """
     turn = np.array(_UPRIGHT_TO_STORED[orientation], dtype=np.float64)
     upright_size = np.abs(turn).T @ np.array([width, height], dtype=np.float64)
-    scale = turn @ np.diag(upright_size / size)
+    scale = turn @ np.diag(upright_size / np.array(size))
     return _centred(scale, np.array([(width - 1) / 2, (height - 1) / 2]), size)
 
 
-def frame_person(center: ArrayLike, scale: float, size: int, orientation: int = 1) -> FloatArray:
-    """The `crop_to_image` of the square around one person, by MPII's protocol.
+def frame_person(center: ArrayLike, scale: float, size: tuple[int, int], orientation: int = 1) -> FloatArray:
+    """The `crop_to_image` of the square around one person, by MPII's protocol; a crop that is no square shows more of the picture.
+
+    The square is widened to the crop's aspect and never narrowed, as in HRNet and mmpose: all of it is in the crop.
 
     Args:
         center: (2,) image px, MPII's `objpos`.
         scale: MPII's `scale`, person height / 200 px.
-        size: crop px.
+        size: width and height of the crop, px.
         orientation: as in `frame_image`: the crop is upright, `center` and the image frame are as stored.
     """
     turn = np.array(_UPRIGHT_TO_STORED[orientation], dtype=np.float64)
     side = PERSON_MARGIN * PERSON_HEIGHT * scale
     middle = np.asarray(center, dtype=np.float64) + turn @ np.array([0.0, PERSON_SHIFT * scale])
-    return _centred(turn * side / size, middle, size)
+    return _centred(turn * side / min(size), middle, size)
 
 
-def _centred(linear: FloatArray, middle: FloatArray, size: int) -> FloatArray:
-    """The affine with this linear part that maps the middle of a size x size crop to `middle`."""
-    offset = middle - linear @ np.full(2, (size - 1) / 2)
+def _centred(linear: FloatArray, middle: FloatArray, size: tuple[int, int]) -> FloatArray:
+    """The affine with this linear part that maps the middle of the crop to `middle`."""
+    offset = middle - linear @ ((np.array(size) - 1) / 2)
     return np.column_stack([linear, offset])
+
+
+def with_margin(crop_to_image: ArrayLike, margin: tuple[int, int]) -> FloatArray:
+    """The affine of the same crop with `margin` (x, y) crop px more on each side; pixel (0, 0) of the crop is its pixel `margin`."""
+    affine = np.asarray(crop_to_image, dtype=np.float64)
+    return np.column_stack([affine[:, :2], affine[:, 2] - affine[:, :2] @ np.array(margin)])
 
 
 def transform(affine: ArrayLike, points: ArrayLike) -> FloatArray:

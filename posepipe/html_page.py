@@ -49,7 +49,7 @@ figure { margin: 0; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; }
 .film { display: flex; gap: .4rem; overflow-x: auto; padding-bottom: .4rem; max-width: 100%; }
 .film figure { flex: 0 0 132px; }
-.film img { display: block; width: 132px; height: 132px; border-radius: 4px; }
+.film img { display: block; width: 132px; height: 132px; object-fit: contain; border-radius: 4px; }
 .film figcaption { font-size: .78rem; text-align: center; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; list-style: none; padding: 0; font-size: .86rem; max-width: none; }
 .legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; border: 1px solid #0005; }

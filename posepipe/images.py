@@ -98,17 +98,17 @@ def _decoder_error(error: Exception) -> ImageError:
     return ImageError(status, f"{type(error).__name__}: {error}")
 
 
-def crop(data: bytes, header: Header, crop_to_image: FloatArray, size: int) -> NDArray[np.uint8]:
+def crop(data: bytes, header: Header, crop_to_image: FloatArray, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Cuts one frame out of an encoded image.
 
     Args:
         data: the encoded image.
         header: of the same bytes.
         crop_to_image: (2, 3), axis-parallel up to quarter turns and mirrors.
-        size: crop px.
+        size: width and height of the crop, px.
 
     Returns:
-        (size, size, 3) uint8 RGB; black where the frame leaves the picture.
+        (height, width, 3) uint8 RGB; black where the frame leaves the picture.
 
     Raises:
         ImageError: truncated, corrupt, unsupported.
@@ -117,12 +117,13 @@ def crop(data: bytes, header: Header, crop_to_image: FloatArray, size: int) -> N
     is_turned = bool(np.abs(linear[0, 1]) > np.abs(linear[0, 0]))
     if np.any(linear[[0, 1], [0, 1]] if is_turned else linear[[0, 1], [1, 0]]):
         raise ValueError(f"crop_to_image must be parallel to the axes up to quarter turns, got {crop_to_image.tolist()}")
-    corners = transform(crop_to_image, [(-0.5, -0.5), (size - 0.5, size - 0.5)]) + 0.5
+    corners = transform(crop_to_image, [(-0.5, -0.5), (size[0] - 0.5, size[1] - 0.5)]) + 0.5
     box_min, box_max = corners.min(axis=0), corners.max(axis=0)
-    pixels = decode(data, header, size / (box_max - box_min))
+    stored_size = (size[1], size[0]) if is_turned else size
+    pixels = decode(data, header, np.array(stored_size) / (box_max - box_min))
     # libjpeg scales by whole eighths and rounds the size up: the ratio of the sizes would stretch the picture by up to a pixel.
     scale = np.array([8 * pixels.shape[1] // header.width, 8 * pixels.shape[0] // header.height]) / 8
-    upright = _resize_box(pixels, box_min * scale, box_max * scale, size)
+    upright = _resize_box(pixels, box_min * scale, box_max * scale, stored_size)
     if is_turned:
         upright = upright.transpose(1, 0, 2)
     step_x, step_y = linear[:, 0].sum(), linear[:, 1].sum()
@@ -166,12 +167,12 @@ def _decode_any(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(image.convert("RGB"))
 
 
-def _resize_box(pixels: NDArray[np.uint8], box_min: FloatArray, box_max: FloatArray, size: int) -> NDArray[np.uint8]:
-    """Resizes the part box_min..box_max (x, y; edges, not centres) of pixels to size x size with an antialiasing triangle filter."""
+def _resize_box(pixels: NDArray[np.uint8], box_min: FloatArray, box_max: FloatArray, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resizes the part box_min..box_max (x, y; edges, not centres) of pixels to this size with an antialiasing triangle filter."""
     height, width = pixels.shape[:2]
     # The frame of a whole picture must not leave it by a rounding error, which would draw a dark line along its border.
     box_min, box_max = box_min.round(6), box_max.round(6)
-    margin = np.ceil(np.maximum(1.0, (box_max - box_min) / size)) + 1
+    margin = np.ceil(np.maximum(1.0, (box_max - box_min) / np.array(size))) + 1
     left, top = np.floor(box_min - margin).astype(int)
     right, bottom = np.ceil(box_max + margin).astype(int)
     inner = pixels[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
@@ -187,7 +188,7 @@ def _resize_box(pixels: NDArray[np.uint8], box_min: FloatArray, box_max: FloatAr
         padded[y : y + inner.shape[0], x : x + inner.shape[1]] = inner
         inner = padded
     x1, y1, x2, y2 = (float(edge) for edge in (*(box_min - (left, top)), *(box_max - (left, top))))
-    return np.asarray(Image.fromarray(inner).resize((size, size), Image.Resampling.BILINEAR, box=(x1, y1, x2, y2)))
+    return np.asarray(Image.fromarray(inner).resize(size, Image.Resampling.BILINEAR, box=(x1, y1, x2, y2)))
 
 
 def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
@@ -198,3 +199,9 @@ def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
 def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
     """The whole JPEG that `encode_jpeg` wrote, (H, W, 3) uint8 RGB."""
     return simplejpeg.decode_jpeg(data, "RGB")
+
+
+def cut_margin(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The crop of this size in the middle of one that is stored with a margin, (H, W, 3); a view."""
+    left, top = (pixels.shape[1] - size[0]) // 2, (pixels.shape[0] - size[1]) // 2
+    return pixels[top : top + size[1], left : left + size[0]]

@@ -51,7 +51,7 @@ class Plan:
         return sum(self.counts)
 
     @property
-    def sizes(self) -> tuple[int, ...]:
+    def sizes(self) -> tuple[tuple[int, int], ...]:
         return tuple(sorted({model.size for model in self.models}))
 
 
@@ -79,7 +79,7 @@ def load_checkpoints(config: ScoreConfig) -> tuple[list[Checkpoint], Checkpoint 
 def _load_checkpoint(uri: str) -> Checkpoint:
     uri = storage.resolve_uri(uri)
     config, model_id = read_model_config(uri)
-    return Checkpoint(uri, model_id, config.task, config.framing, config.size[0])
+    return Checkpoint(uri, model_id, config.task, config.framing, config.size)
 
 
 def plan_run(
@@ -154,10 +154,12 @@ def _sample_shards(config: ScoreConfig, models: list[Checkpoint]) -> tuple[list[
     samples_uri = storage.resolve_uri(config.samples_uri)
     manifest = samples.read_manifest(samples_uri)
     for model in models:
-        for name in ("size", "framing"):
-            if manifest[name] != getattr(model, name):
+        expected = {"size": _text(model.size), "framing": model.framing}
+        found = {"size": _text(samples.crop_size(manifest)), "framing": manifest["framing"]}
+        for name in expected:
+            if found[name] != expected[name]:
                 raise ValueError(
-                    f"the checkpoint was trained on samples of {name} {getattr(model, name)}, {samples_uri} has {name} {manifest[name]}"
+                    f"the checkpoint was trained on samples of {name} {expected[name]}, {samples_uri} has {name} {found[name]}"
                 )
     files = samples.list_split(samples_uri, config.split)
     rows = {storage.join_uri(samples_uri, item["file"]): item["rows"] for item in manifest["files"]}
@@ -169,6 +171,10 @@ def _sample_shards(config: ScoreConfig, models: list[Checkpoint]) -> tuple[list[
         specs.append({"failed": failed, "images": manifest["images_uri"]})
         counts.append(len(failed))
     return specs, counts, {"samples_fingerprint": samples.fingerprint(manifest), "split": config.split}
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def actor_share(config: ScoreConfig, first_stage: Checkpoint | None) -> tuple[float, float]:
@@ -192,7 +198,7 @@ def dry_run(config: ScoreConfig) -> str:
     size = "unknown size" if plan.num_bytes is None else f"{plan.num_bytes / 2**30:.2f} GiB"
     lines = [f"inputs: {plan.num_inputs} in {len(plan.counts)} shards of up to {max(plan.counts)}, {size}"]
     for name, model in [*((f"{model.task} model", model) for model in models), *([("first stage", first_stage)] if first_stage else [])]:
-        lines.append(f"{name}: {model.framing} framing, {model.size} x {model.size} px, {model.uri}")
+        lines.append(f"{name}: {model.framing} framing, {_text(model.size)} px, {model.uri}")
     if (passes := (1 + config.flip_test) * len(config.test_scales)) > 1:
         lines.append(f"each crop goes through each model {passes} times")
     lines.append(f"cluster: {cluster.describe()}")

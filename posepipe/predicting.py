@@ -35,7 +35,7 @@ class Checkpoint:
     model_id: str
     task: str
     framing: str
-    size: int
+    size: tuple[int, int]
 
     def load(self) -> PoseModel:
         model, found = load_model(self.uri)
@@ -57,7 +57,7 @@ class _Models:
     def __init__(
         self,
         checkpoints: Sequence[Checkpoint],
-        sizes: Sequence[int],
+        sizes: Sequence[tuple[int, int]],
         batch_size: int,
         num_threads: int,
         use_gpu: bool,
@@ -69,6 +69,7 @@ class _Models:
         torch.backends.cudnn.deterministic = True
         self._device = torch.device("cuda" if use_gpu else "cpu")
         self._sizes, self._batch_size, self._flip_test, self._test_scales = sizes, batch_size, flip_test, test_scales
+        self._own_sizes = [checkpoint.size for checkpoint in checkpoints]
         self.models = [checkpoint.load().to(self._device) for checkpoint in checkpoints]
 
     def predict(
@@ -83,12 +84,12 @@ class _Models:
         count = crop_to_image.shape[1]
         by_size, start = {}, 0
         for size in self._sizes:
-            crops = np.frombuffer(pixels, np.uint8, count * 3 * size**2, start).reshape(count, size, size, 3)
+            width, height = size
+            crops = np.frombuffer(pixels, np.uint8, count * 3 * width * height, start).reshape(count, height, width, 3)
             by_size[size] = crops
             start += crops.size
         estimates: dict[str, list[averaging.Estimate]] = {}
-        for model in self.models:
-            size = model.config.size[0]
+        for model, size in zip(self.models, self._own_sizes, strict=True):
             points, confidence = self._run(model, by_size[size])
             points_image = geometry.transform(crop_to_image[list(self._sizes).index(size)], points.numpy())
             estimates.setdefault(model.config.task, []).append((torch.from_numpy(points_image), confidence))
@@ -163,7 +164,7 @@ class Predictor:
     def __init__(
         self,
         checkpoints: Sequence[Checkpoint],
-        sizes: Sequence[int],
+        sizes: Sequence[tuple[int, int]],
         run_uri: str,
         done_uri: str,
         run_id: str,

@@ -44,7 +44,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     _claim_folder(samples_uri, settings, config.overwrite)
     shards = _cut_shards(persons, config.shard_size)
     work = [{"shard": index, "persons": _to_ipc(table)} for index, table in enumerate(shards)]
-    worker = _ShardWriter(storage.join_uri(mpii_uri, mpii.IMAGES_FOLDER), samples_uri, config.framing, config.size)
+    worker = _ShardWriter(storage.join_uri(mpii_uri, mpii.IMAGES_FOLDER), samples_uri, config.framing, config.crop_size, config.crop_margin)
     dataset = cluster.from_items(work).map(worker)
     files: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
@@ -77,8 +77,10 @@ def describe(manifest: dict[str, Any], samples_uri: str) -> str:
     """What `prepare` made, for people."""
     rows = ", ".join(f"{count} {split}" for split, count in manifest["rows"].items())
     errors = ", ".join(f"{count} {status}" for status, count in manifest["errors"].items())
+    width, height = samples.crop_size(manifest)
+    margin_x, margin_y = samples.crop_margin(manifest)
     return (
-        f"samples: {rows} ({manifest['framing']} framing, {manifest['size']} x {manifest['size']} px) at {samples_uri}\n"
+        f"samples: {rows} ({manifest['framing']} framing, {width} x {height} px, margin {margin_x} x {margin_y} px) at {samples_uri}\n"
         f"not usable: {f'{errors}; see {storage.join_uri(samples_uri, samples.ERRORS_FILE)}' if errors else 'none'}"
     )
 
@@ -90,7 +92,8 @@ def _settings(config: PrepareConfig, annotations_sha256: str) -> dict[str, Any]:
         "annotations_sha256": annotations_sha256,
         "framing": config.framing,
         "people": config.people,
-        "size": config.size,
+        "size": list(config.crop_size),
+        "margin": list(config.crop_margin),
         "val": {"percent": config.val_percent}
         if val_names is None
         else {"list_sha256": storage.fingerprint(val_names), "num_images": len(val_names)},
@@ -181,7 +184,8 @@ class _ShardWriter:
     images_uri: str
     samples_uri: str
     framing: str
-    size: int
+    size: tuple[int, int]
+    margin: tuple[int, int]
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         people: dict[str, list[dict[str, Any]]] = {}
@@ -193,7 +197,7 @@ class _ShardWriter:
         for uri, data in fetching.read_ahead(list(uris), images.MAX_BYTES):
             for person in people[uris[uri]]:
                 try:
-                    sample = samples.build_sample(data, person, self.framing, self.size)
+                    sample = samples.build_sample(data, person, self.framing, self.size, self.margin)
                     rows.setdefault(person["split"], []).append(sample)
                 except images.ImageError as error:
                     known = {name: person[name] for name in ("image", "person_index", "split")}

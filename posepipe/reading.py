@@ -28,7 +28,7 @@ class ShardReader:
         files: of its inputs, below it.
         done_uri: where its done records lie.
         framing: of the models.
-        sizes: crop px, each once.
+        sizes: widths and heights of crops, px, each once.
         max_bytes: of an encoded picture.
         max_pixels: of a decoded picture.
     """
@@ -37,7 +37,7 @@ class ShardReader:
     files: tuple[str, ...]
     done_uri: str
     framing: str
-    sizes: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
     max_bytes: int
     max_pixels: int
 
@@ -127,5 +127,6 @@ class ShardReader:
         ]
         for row in known:
             row["person_from"] = "label" if row["framing"] == "person" else None
-        crops = [images.decode_jpeg(crop) for crop in table["crop"].to_pylist()]
+        # Models of one pass that score samples have the samples' size.
+        crops = [images.cut_margin(images.decode_jpeg(crop), self.sizes[0]) for crop in table["crop"].to_pylist()]
         return {"known": known, "crop_to_image": labels["crop_to_image"][None], "labels": labels}, [crops]

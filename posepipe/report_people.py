@@ -130,11 +130,13 @@ def training(material: Material) -> str:
     body = ""
     for run in material.runs:
         result, config = run.result, run.config
+        size = result["samples"]["size"]
+        width, height = (size, size) if isinstance(size, int) else size  # runs of older versions are of squares
         said = (
             f"{config['task']}, {config['model']} with a {config['regression_head']} head, {count(config['epochs'], 'epoch')}, batches of "
             f"{config['batch_size']}, learning rate {config['learning_rate']:g} ({config['schedule']}); "
             f"{number(num_train(result))} train and {number(result['samples']['rows']['val'])} validation people, "
-            f"{result['samples']['framing']} framing, {result['samples']['size']} px. Epoch {result['best_epoch']} is the best."
+            f"{result['samples']['framing']} framing, {width} x {height} px. Epoch {result['best_epoch']} is the best."
         )
         caption = (
             "Dashed: the train people; solid: validation. Where the first still falls and the second rises, the model learns by heart."

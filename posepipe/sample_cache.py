@@ -16,30 +16,56 @@ from posepipe import samples
 
 
 class SampleCache:
-    """All samples of one split, in the order of their ids; the pixels stay where Ray put them, in shared memory."""
+    """All samples of one split, in the order of their ids; the pixels stay where Ray put them, in shared memory.
 
-    def __init__(self, dataset: Any) -> None:
+    Attributes:
+        labels: of `samples.label_arrays`, in px of the crop without its margin.
+        margin: px (x, y) that lie around the crop on each side.
+    """
+
+    def __init__(self, dataset: Any, size: tuple[int, int], margin: tuple[int, int] = (0, 0)) -> None:
+        """
+        Args:
+            dataset: of `training_data.load_pixels`.
+            size: width and height of the crops, px.
+            margin: of the dataset's pixels.
+
+        Raises:
+            ValueError: the pixels are not of this size and margin.
+        """
+        self.margin = margin
+        (width, height), (x, y) = size, margin
+        self._inner = slice(y, y + height), slice(x, x + width)
         tables: list[pa.Table] = list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
         labels = samples.label_arrays(pa.concat_tables([table.drop_columns(["pixels"]) for table in tables]))
         order = np.argsort(labels["sample_id"], kind="stable")
         self.labels = {name: values[order] for name, values in labels.items()}
-        chunks = [chunk for table in tables for chunk in table["pixels"].chunks]
-        rows = [row for chunk in chunks for row in _as_rows(chunk)]
+        shape = (height + 2 * y, width + 2 * x, 3)
+        rows = [row for table in tables for chunk in table["pixels"].chunks for row in _as_pictures(chunk, shape)]
         self._rows = [rows[index] for index in order]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
-        """(N, 3, S, S) uint8."""
+        """The crops that the labels speak of, (N, 3, height, width) uint8: what validation and scoring see."""
+        return self._stack(indices, self._inner)
+
+    def with_margin(self, indices: Sequence[int]) -> Tensor:
+        """All that is stored, (N, 3, height + 2 y, width + 2 x) uint8: what augmentation warps from."""
+        return self._stack(indices, (slice(None), slice(None)))
+
+    def _stack(self, indices: Sequence[int], part: tuple[slice, slice]) -> Tensor:
         # A worker may have no part of a last, small batch.
-        stacked = np.stack([self._rows[index] for index in indices]) if len(indices) else self._rows[0][None][:0]
-        size = round((stacked.shape[1] / 3) ** 0.5)
-        return torch.from_numpy(stacked).view(len(indices), size, size, 3).permute(0, 3, 1, 2)
+        chosen = [self._rows[index][part] for index in indices]
+        stacked = np.stack(chosen) if chosen else np.empty((0, *self._rows[0][part].shape), np.uint8)
+        return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
-def _as_rows(chunk: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
-    """(N, bytes) view of a column without nulls."""
+def _as_pictures(chunk: pa.FixedSizeBinaryArray, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """(N, *shape) view of a column without nulls."""
     width = chunk.type.byte_width
+    if width != shape[0] * shape[1] * shape[2]:
+        raise ValueError(f"expected pixels of {shape[1]} x {shape[0]} px, got {width} bytes")
     data = np.frombuffer(chunk.buffers()[1], dtype=np.uint8)
-    return data[chunk.offset * width : (chunk.offset + len(chunk)) * width].reshape(len(chunk), width)
+    return data[chunk.offset * width : (chunk.offset + len(chunk)) * width].reshape(len(chunk), *shape)

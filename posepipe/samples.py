@@ -25,10 +25,14 @@ SAMPLE = pa.schema(
         pa.field("framing", pa.string(), metadata={"doc": "image or person"}),
         pa.field("width", pa.int32(), metadata={"doc": "image px"}),
         pa.field("height", pa.int32(), metadata={"doc": "image px"}),
-        pa.field("crop", pa.binary(), metadata={"doc": "JPEG, size x size"}),
-        pa.field("crop_to_image", pa.list_(pa.float64(), 6), metadata={"doc": "2 x 3 affine, row by row"}),
-        pa.field("head_box", pa.list_(pa.float32(), 4), metadata={"doc": "x1, y1, x2, y2 in crop px, or null"}),
-        pa.field("joints", pa.list_(pa.float32(), 2 * NUM_JOINTS), metadata={"doc": "x, y in crop px, NaN where not annotated"}),
+        pa.field("crop", pa.binary(), metadata={"doc": "JPEG, the crop with the manifest's margin on each side"}),
+        pa.field("crop_to_image", pa.list_(pa.float64(), 6), metadata={"doc": "2 x 3 affine of the crop without its margin, row by row"}),
+        pa.field("head_box", pa.list_(pa.float32(), 4), metadata={"doc": "x1, y1, x2, y2 in px of the crop without its margin, or null"}),
+        pa.field(
+            "joints",
+            pa.list_(pa.float32(), 2 * NUM_JOINTS),
+            metadata={"doc": "x, y in px of the crop without its margin, NaN where not annotated"},
+        ),
         pa.field("is_annotated", pa.list_(pa.bool_(), NUM_JOINTS), metadata={"doc": "a coordinate exists"}),
         pa.field("is_visible", pa.list_(pa.bool_(), NUM_JOINTS), metadata={"doc": "null where unknown"}),
         pa.field("head_size", pa.float32(), metadata={"doc": "0.6 x diagonal of the head box, image px, or null"}),
@@ -49,8 +53,18 @@ ERROR = pa.schema(
 )
 
 
-def build_sample(data: bytes | OSError, person: dict[str, Any], framing: str, size: int) -> dict[str, Any]:
-    """One SAMPLE row from the bytes of a picture and a PERSON row with its `split`; ImageError where the picture is no good."""
+def build_sample(
+    data: bytes | OSError, person: dict[str, Any], framing: str, size: tuple[int, int], margin: tuple[int, int] = (0, 0)
+) -> dict[str, Any]:
+    """One SAMPLE row from the bytes of a picture and a PERSON row with its `split`; ImageError where the picture is no good.
+
+    Args:
+        data: the encoded picture, or why it could not be read.
+        person: the row.
+        framing: image or person.
+        size: width and height of the crop, px.
+        margin: crop px (x, y) to store around it on each side.
+    """
     if isinstance(data, OSError):
         raise images.storage_error(data)
     header = images.read_header(data)
@@ -61,6 +75,7 @@ def build_sample(data: bytes | OSError, person: dict[str, Any], framing: str, si
     else:
         crop_to_image = geometry.frame_person(person["center"], person["scale"], size)
     image_to_crop = geometry.invert(crop_to_image)
+    stored_size = size[0] + 2 * margin[0], size[1] + 2 * margin[1]
     joints = np.asarray(person["joints"], dtype=np.float64).reshape(NUM_JOINTS, 2)
     is_annotated = np.asarray(person["is_annotated"])
     head_box = person["head_box"]
@@ -71,7 +86,7 @@ def build_sample(data: bytes | OSError, person: dict[str, Any], framing: str, si
         "framing": framing,
         "width": header.width,
         "height": header.height,
-        "crop": images.encode_jpeg(images.crop(data, header, crop_to_image, size)),
+        "crop": images.encode_jpeg(images.crop(data, header, geometry.with_margin(crop_to_image, margin), stored_size)),
         "crop_to_image": crop_to_image.ravel(),
         "head_box": None if head_box is None else geometry.transform(image_to_crop, np.reshape(head_box, (2, 2))).ravel(),
         "joints": geometry.transform(image_to_crop, joints).ravel(),
@@ -86,6 +101,20 @@ def read_manifest(samples_uri: str) -> dict[str, Any]:
         return storage.read_json(storage.join_uri(samples_uri, storage.MANIFEST))
     except FileNotFoundError as error:
         raise ValueError(f"no complete samples at {samples_uri}: expected {storage.MANIFEST}, which jobs.prepare writes last") from error
+
+
+def crop_size(manifest: dict[str, Any]) -> tuple[int, int]:
+    """Width and height of the crops, px, without their margin."""
+    size = manifest["size"]
+    # Samples of older versions are square.
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def crop_margin(manifest: dict[str, Any]) -> tuple[int, int]:
+    """What is stored around the crops, px (x, y) on each side."""
+    # Samples of older versions have none.
+    x, y = manifest.get("margin", (0, 0))
+    return x, y
 
 
 def fingerprint(manifest: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ an actor that predicts and commits one Parquet file; Ray Data streams, retries a
 
 import dataclasses
 import json
+import math
 import time
 from collections import Counter
 from typing import Any
@@ -130,7 +131,7 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
     num_readers = max(1, int(cluster.num_cpus() / planning.READER_CPUS))
     num_shards = num_readers + 2 * SHARDS_IN_FLIGHT_PER_ACTOR * config.num_actors
     # Decoding runs ahead of a slow model as far as this, however much memory there is: it would be lost with the driver.
-    crops = max(plan.counts) * 3 * max(sum(size**2 for size in plan.sizes), plan.first_stage.size**2 if plan.first_stage else 0)
+    crops = max(plan.counts) * 3 * max(sum(map(math.prod, plan.sizes)), math.prod(plan.first_stage.size) if plan.first_stage else 0)
     dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=max(2**27, num_shards * crops))
     reader = ShardReader(run_uri, tuple(plan.files), done_uri, plan.models[0].framing, plan.sizes, config.max_bytes, config.max_pixels)
     shared = {

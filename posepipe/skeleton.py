@@ -28,6 +28,10 @@ PELVIS, THORAX, UPPER_NECK, HEAD_TOP = (JOINT[name] for name in ("pelvis", "thor
 
 LEFT_RIGHT_PAIRS = tuple((JOINT[f"left_{part}"], JOINT[f"right_{part}"]) for part in ("ankle", "knee", "hip", "wrist", "elbow", "shoulder"))
 
+# As in HRNet's half-body crops. https://github.com/leoxiaobin/deep-high-resolution-net.pytorch/blob/master/lib/dataset/mpii.py
+LOWER_BODY = tuple(range(7))
+UPPER_BODY = tuple(range(7, NUM_JOINTS))
+
 LIMBS = tuple(
     (JOINT[start], JOINT[end])
     for start, end in (

@@ -106,7 +106,7 @@ def _score_part(config: ModelConfig, uri: str) -> tuple[Score, Score] | None:
     }
     points = np.array(table["head_box" if task.is_box else "joints"].to_pylist(), dtype=float).reshape(-1, task.num_points, 2)
     affines = np.array(table["crop_to_image"].to_pylist()).reshape(-1, 2, 3)
-    mean = np.broadcast_to(np.asarray(config.mean_points) * config.size, points.shape)
+    mean = np.broadcast_to(np.asarray(config.mean_points) * np.asarray(config.size), points.shape)
     return task.evaluate(points, labels), task.evaluate(transform(affines, mean), labels)
 
 

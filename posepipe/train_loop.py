@@ -47,11 +47,12 @@ def train_loop(arguments: dict[str, Any]) -> str | None:
     for name in ("", "ray.data"):  # Ray Train logs each report through the root logger.
         logging.getLogger(name).setLevel(logging.WARNING)
     device = ray.train.torch.get_device()
-    cache, val_cache = (SampleCache(ray.train.get_dataset_shard(name)) for name in ("train", "val"))
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, MODEL_FILE)
         storage.write_bytes(path, ray.get(arguments["initial"]))
         own, _ = load_model(path)
+    cache = SampleCache(ray.train.get_dataset_shard("train"), own.config.size, arguments["margin"])
+    val_cache = SampleCache(ray.train.get_dataset_shard("val"), own.config.size)
     num_steps = len(split_batches(torch.arange(len(cache)), config.batch_size))
     batch = GlobalBatch(rank, world)
     average = WeightAverage(own, config.ema_decay) if config.ema_decay else None

@@ -105,10 +105,13 @@ class Steps:
         torch.manual_seed(seed_of(*place, rank))
         self.batch.begin(len(batch), seed_of(*place, -1))
         indices = batch[rank::world]
-        pixels, target = self.cache.pixels(indices.tolist()).to(self.device, non_blocking=True), self.truth[indices].to(self.device)
+        is_augmented = config.augment and len(indices) > 0
+        read = self.cache.with_margin if is_augmented else self.cache.pixels
+        pixels, target = read(indices.tolist()).to(self.device, non_blocking=True), self.truth[indices].to(self.device)
         loaded = time.monotonic()
-        if config.augment and len(indices):
-            pixels, target = augment(pixels, target, self.task, torch.Generator().manual_seed(seed_of(*place)), (rank, world))
+        if is_augmented:
+            generator = torch.Generator().manual_seed(seed_of(*place))
+            pixels, target = augment(pixels, target, self.task, generator, (rank, world), self.cache.margin)
         if config.missing_joints == "zero":
             target, is_valid = torch.nan_to_num(target), torch.ones(target.shape[:2], dtype=torch.bool, device=self.device)
         else:

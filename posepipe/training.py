@@ -1,7 +1,6 @@
 """One training run.
 
-The driver decodes the samples once, in parallel, into Ray's object store, builds the model, starts the workers of `train_loop` and leaves
-a run folder that explains itself.
+The driver loads the samples, builds the model, starts the workers of `train_loop` and leaves a run folder that explains itself.
 """
 
 import dataclasses
@@ -11,31 +10,26 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
-import pyarrow as pa
 import ray.data
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
-from numpy.typing import NDArray
 from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 import posepipe
-from posepipe import cluster, images, samples, storage
+from posepipe import cluster, samples, storage
 from posepipe.checkpoints import NOT_SCORED
-from posepipe.config import Split, TrainConfig
-from posepipe.geometry import transform
+from posepipe.config import TrainConfig
 from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, save_model
 from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, num_train
 from posepipe.snapshots import SNAPSHOTS_FILE
-from posepipe.tasks import TASKS
 from posepipe.train_loop import train_loop
 from posepipe.train_steps import NonFiniteError
+from posepipe.training_data import TrainingData, load_data, read_manifests
 from posepipe.watching import require_logger
 from posepipe.weights import load_weights
 
@@ -50,98 +44,6 @@ RESOURCES = (
     # These decide what becomes of a fault and who watches; a run without a fault computes the same.
     *("checkpoint_every", "on_nonfinite", "logger"),
 )
-
-
-# What a manifest says of the crops themselves, which a network sees.
-CROP = ("framing", "size", "margin")
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Decoded samples in Ray's object store.
-
-    Attributes:
-        train: columns of `load_pixels`.
-        val: the same.
-        manifest: of the samples.
-        extra: the manifests of those that were added to the train split.
-        mean_points: (num_points, 2) mean of the train labels, unit frame.
-        floor: the score of mean_points on val.
-    """
-
-    train: ray.data.Dataset
-    val: ray.data.Dataset
-    manifest: dict[str, Any]
-    extra: tuple[dict[str, Any], ...]
-    mean_points: NDArray[np.float64]
-    floor: dict[str, Any]
-
-
-def load_data(config: TrainConfig) -> TrainingData:
-    """Decodes both splits; ValueError where one is empty, has no label for the task, or holds a person twice."""
-    task = TASKS[config.task]
-    manifest, *extra = read_manifests(config)
-    samples_uri, extra_uris = storage.resolve_uri(config.samples_uri), [storage.resolve_uri(uri) for uri in config.extra_samples_uri]
-    train, val = load_pixels([samples_uri, *extra_uris], "train").materialize(), load_pixels([samples_uri], "val").materialize()
-    train_labels, val_labels = (_collect_labels(dataset) for dataset in (train, val))
-    if extra_uris:
-        _check_ids(np.concatenate([train_labels["sample_id"], val_labels["sample_id"]]), [samples_uri, *extra_uris])
-    truth = task.truth(train_labels) / manifest["size"]
-    if not np.isfinite(truth).any(axis=(0, 2)).all():
-        raise ValueError(f"the train split of {samples_uri} has no label for some points of the task {config.task!r}")
-    if len(truth) < 2:
-        raise ValueError(f"the train split of {samples_uri} has 1 sample; a step needs two")
-    mean_points = np.nanmean(truth, axis=0)
-    pixels = np.broadcast_to(mean_points * manifest["size"], task.truth(val_labels).shape)
-    floor = task.evaluate(transform(val_labels["crop_to_image"], pixels), val_labels)
-    if not floor.num_scored:
-        raise ValueError(f"the val split of {samples_uri} has nothing to score for the task {config.task!r}")
-    return TrainingData(train, val, manifest, tuple(extra), mean_points, floor.summary())
-
-
-def read_manifests(config: TrainConfig) -> list[dict[str, Any]]:
-    """Of the samples and of those that are added to the train split; ValueError where the crops of two are not of one kind."""
-    uris = [storage.resolve_uri(uri) for uri in (config.samples_uri, *config.extra_samples_uri)]
-    manifests = [samples.read_manifest(uri) for uri in uris]
-    for uri, manifest in zip(uris[1:], manifests[1:], strict=True):
-        for name in CROP:
-            if manifest.get(name) != manifests[0].get(name):
-                raise ValueError(
-                    f"--extra-samples-uri must hold crops like those of --samples-uri: the {name} of {uri} is {manifest.get(name)!r}, "
-                    f"that of {uris[0]} is {manifests[0].get(name)!r}"
-                )
-    return manifests
-
-
-def _check_ids(sample_ids: NDArray[np.str_], uris: Sequence[str]) -> None:
-    ids, counts = np.unique(sample_ids, return_counts=True)
-    if (counts > 1).any():
-        raise ValueError(
-            f"a person may be in one place only, but {(counts > 1).sum()} are there more than once in the samples {', '.join(uris)}, "
-            f"{str(ids[counts > 1][0])!r} among them"
-        )
-
-
-def load_pixels(samples_uris: Sequence[str], split: Split) -> ray.data.Dataset:
-    """The samples of one split with their crops decoded, one block per file.
-
-    The columns are SAMPLE's, with `pixels` (fixed-size binary, size x size x 3 uint8 RGB) instead of `crop`.
-    """
-    files = [file for uri in samples_uris for file in samples.list_split(uri, split)]
-    return cluster.from_items([{"uri": uri} for uri in files]).map_batches(_decode_crops, batch_size=1, batch_format="pyarrow")
-
-
-def _decode_crops(batch: pa.Table) -> pa.Table:
-    table = storage.read_table(batch["uri"][0].as_py())
-    pixels = [images.decode_jpeg(crop).tobytes() for crop in table["crop"].to_pylist()]
-    column = pa.array(pixels, pa.binary(len(pixels[0])))
-    return table.drop_columns(["crop"]).append_column("pixels", column)
-
-
-def _collect_labels(dataset: ray.data.Dataset) -> dict[str, NDArray[Any]]:
-    # Without the pixels, which would all come to the driver's node.
-    tables = list(dataset.drop_columns(["pixels"]).iter_batches(batch_size=None, batch_format="pyarrow"))
-    return samples.label_arrays(pa.concat_tables(tables))
 
 
 def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
@@ -177,7 +79,12 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
         initial = ray.put(storage.read_bytes(os.path.join(folder, MODEL_FILE)))
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"config": dataclasses.asdict(config), "initial": initial, "run_uri": run_uri},
+        train_loop_config={
+            "config": dataclasses.asdict(config),
+            "initial": initial,
+            "run_uri": run_uri,
+            "margin": samples.crop_margin(data.manifest),
+        },
         scaling_config=ScalingConfig(
             num_workers=config.max_workers if config.min_workers == config.max_workers else (config.min_workers, config.max_workers),
             use_gpu=config.use_gpu,
@@ -226,8 +133,9 @@ def resolve_uris(config: TrainConfig) -> TrainConfig:
 def require_workers(what: str, config: TrainConfig) -> None:
     """Refuses a run whose workers, or the decoded samples that they hold, the cluster has no room for."""
     manifest, *extra = read_manifests(config)
-    rows = manifest["rows"]["val"] + sum(each["rows"]["train"] for each in (manifest, *extra))
-    pixels = rows * 3 * manifest["size"] ** 2
+    (width, height), (x, y) = samples.crop_size(manifest), samples.crop_margin(manifest)
+    num_train = sum(each["rows"]["train"] for each in (manifest, *extra))
+    pixels = 3 * (num_train * (width + 2 * x) * (height + 2 * y) + manifest["rows"]["val"] * width * height)
     # The samples are decoded before workers start, and drivers and controllers take no CPU.
     workers = cluster.Need("workers", config.min_workers, config.cpus_per_worker, int(config.use_gpu), cache=pixels)
     cluster.require(what, [workers], hint="change --num-workers, --cpus-per-worker or --use-gpu")
@@ -239,7 +147,7 @@ def build_initial_model(config: TrainConfig, data: TrainingData) -> PoseModel:
     model = build_model(
         ModelConfig(
             **{name: getattr(config, name) for name in ("task", "model", "regression_head", "feature_stride", "direct_loss")},
-            size=(data.manifest["size"], data.manifest["size"]),
+            size=samples.crop_size(data.manifest),
             framing=data.manifest["framing"],
             mean_points=data.mean_points.tolist(),
             samples_fingerprint=samples.fingerprint(data.manifest),

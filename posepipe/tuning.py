@@ -20,7 +20,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
-from posepipe import cluster, failures, searching, storage, sweep_plots, training, trials
+from posepipe import cluster, failures, searching, storage, sweep_plots, training, training_data, trials
 from posepipe.config import TuneConfig, parse_search
 from posepipe.models import MODEL_FILE
 from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
@@ -53,7 +53,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         return storage.read_json(storage.join_uri(sweep_uri, RESULT_FILE))
     training.require_workers("one trial", shared)
     at_once = cluster.num_fitting(cpus=shared.cpus_per_worker, gpus=int(shared.use_gpu)) // shared.max_workers
-    data = training.load_data(shared)
+    data = training_data.load_data(shared)
     training.build_initial_model(shared, data)
     _claim_sweep(config, sweep_uri)
     known = trials.read_trials(sweep_uri)
@@ -77,7 +77,7 @@ def _claim_sweep(config: TuneConfig, sweep_uri: str) -> None:
         storage.write_json(storage.join_uri(sweep_uri, CONFIG_FILE), wanted)
 
 
-def _run_trials(config: TuneConfig, sweep_uri: str, data: training.TrainingData, known: Sequence[Trial], at_once: int) -> None:
+def _run_trials(config: TuneConfig, sweep_uri: str, data: training_data.TrainingData, known: Sequence[Trial], at_once: int) -> None:
     """Runs every trial that has not ended, those that were under way first."""
     ended = {trial.name for trial in known if trial.has_ended}
     space: dict[str, Any] = {}
@@ -126,7 +126,7 @@ def _name_of(trial: Any) -> str:
     return trial.config["trial"]["name"]
 
 
-def _run_trial(parameters: dict[str, Any], config: TuneConfig, data: training.TrainingData) -> None:
+def _run_trial(parameters: dict[str, Any], config: TuneConfig, data: training_data.TrainingData) -> None:
     """In a process of its own: one training run. What goes wrong in it is left in its folder."""
     trial = parameters["trial"]
     sweep_uri = storage.join_uri(config.train.runs_uri, config.train.name)
@@ -204,7 +204,7 @@ class _Asha(ASHAScheduler):
             super().on_trial_result(None, trial, row)
 
 
-def _finish(config: TuneConfig, sweep_uri: str, known: Sequence[Trial], data: training.TrainingData) -> dict[str, Any]:
+def _finish(config: TuneConfig, sweep_uri: str, known: Sequence[Trial], data: training_data.TrainingData) -> dict[str, Any]:
     """Makes the sweep's folder explain itself, as a training run's does: the best trial's files, all trials; the marker comes last."""
     table = trials.to_table(known)
     storage.write_table(storage.join_uri(sweep_uri, TRIALS_FILE), table)

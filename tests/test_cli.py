@@ -133,6 +133,16 @@ def test_the_published_recipes_step_after_170_and_200_of_210_epochs():
             assert [learning_rate_factor(config, step, 210 * steps) for step in (0, 249, 499)] == pytest.approx([1 / 500, 0.5, 1])
 
 
+@pytest.mark.parametrize(("size", "expected"), [("192x256", (192, 256)), ("96", (96, 96))])
+def test_a_size_is_one_number_or_two_on_the_command_line_and_in_a_file(tmp_path, size, expected):
+    (tmp_path / "prepare.yaml").write_text(f"mpii_uri: raw\nsamples_uri: samples\nframing: person\nsize: {size}\nmargin: 0.25\n")
+    flags = ["--mpii-uri", "raw", "--samples-uri", "samples", "--framing", "person", "--size", size, "--margin", "0.25"]
+    for arguments in (flags, ["--config", str(tmp_path / "prepare.yaml")]):
+        config = parse(PrepareConfig, arguments)
+        assert config.crop_size == expected
+        assert config.crop_margin == (expected[0] // 4, expected[1] // 4)
+
+
 def test_the_papers_samples_are_the_defaults_of_prepare():
     config = PrepareConfig(**PREPARE)
     assert (config.framing, config.people, config.size) == ("image", "single", 220)

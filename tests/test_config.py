@@ -2,7 +2,7 @@
 
 import pytest
 
-from posepipe.config import DemoConfig, PrepareConfig, ScoreConfig, TrainConfig, TuneConfig, check_choice, parse_search
+from posepipe.config import DemoConfig, PrepareConfig, ScoreConfig, TrainConfig, TuneConfig, check_choice, parse_search, parse_size
 
 PREPARE = {"mpii_uri": "raw", "samples_uri": "samples"}
 TRAIN = {"samples_uri": "samples", "runs_uri": "runs", "name": "first"}
@@ -13,17 +13,45 @@ SCORE = {"checkpoint_uri": ("run",), "predictions_uri": "predictions", "samples_
 
 
 def test_the_defaults_are_in_bounds():
-    assert PrepareConfig(**PREPARE).size == 220
+    assert PrepareConfig(**PREPARE).crop_size == (220, 220)
     assert TrainConfig(**TRAIN).model == "resnetv2_50"
     assert TuneConfig(train=TrainConfig(**TRAIN)).scheduler == "asha"
     assert ScoreConfig(**SCORE).split == "val"
     assert DemoConfig().size == 128
 
 
+@pytest.mark.parametrize(("text", "size"), [(220, (220, 220)), ("220", (220, 220)), ("192x256", (192, 256)), ("8x8", (8, 8))])
+def test_a_size_is_a_side_or_width_and_height(text, size):
+    assert parse_size(text) == size
+    assert PrepareConfig(**PREPARE, size=text).crop_size == size
+
+
+@pytest.mark.parametrize(
+    ("values", "margin"),
+    [
+        ({"framing": "person", "size": "192x256"}, (38, 51)),
+        ({"framing": "person", "size": 220, "margin": 0.1}, (22, 22)),
+        ({"framing": "person", "margin": 0.0}, (0, 0)),
+        ({"framing": "image"}, (0, 0)),
+        ({"framing": "image", "margin": 0.0}, (0, 0)),
+    ],
+)
+def test_person_crops_have_a_margin_of_a_fifth_and_whole_pictures_none(values, margin):
+    assert PrepareConfig(**PREPARE, **values).crop_margin == margin
+
+
 @pytest.mark.parametrize(
     ("config_class", "values", "message"),
     [
-        (PrepareConfig, PREPARE | {"size": 7}, "--size must be at least 8, got 7"),
+        (PrepareConfig, PREPARE | {"size": 7}, "--size must be a number of px of at least 8, or WIDTHxHEIGHT of such, got 7"),
+        *(
+            (PrepareConfig, PREPARE | {"size": size}, f"--size must be a number of px of at least 8, or WIDTHxHEIGHT of such, got '{size}'")
+            for size in ("192x", "x256", "192x7", "7x192", "192x256x3", "-9", "19.5", "wide", "")
+        ),
+        (PrepareConfig, PREPARE | {"framing": "person", "margin": -0.1}, r"--margin must be in \[0, 1\], got -0.1"),
+        (PrepareConfig, PREPARE | {"framing": "person", "margin": 1.1}, r"--margin must be in \[0, 1\], got 1.1"),
+        (PrepareConfig, PREPARE | {"margin": 0.2}, "--margin goes with --framing person: there is nothing around a whole picture, got 0.2"),
+        (DemoConfig, {"size": "64x31"}, "--size must be a number of px of at least 32, or WIDTHxHEIGHT of such, got '64x31'"),
         (PrepareConfig, PREPARE | {"shard_size": 0}, "--shard-size must be at least 1, got 0"),
         (PrepareConfig, PREPARE | {"val_percent": 100}, r"--val-percent must be in \[0, 100\), got 100"),
         (PrepareConfig, PREPARE | {"val_percent": -1}, r"--val-percent must be in \[0, 100\), got -1"),

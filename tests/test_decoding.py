@@ -17,7 +17,7 @@ from posepipe.decoding import Decoder, View, decode
 from posepipe.geometry import frame_image, frame_person
 
 MAX_PIXELS = 10**6
-VIEWS = [View(32), View(48)]
+VIEWS = [View((32, 32)), View((48, 48))]
 
 # Runs in each decoder's process before anything else. A picture with a marker in its bytes does what the marker says.
 CUSTOMIZE = """
@@ -116,7 +116,7 @@ KINDS = {
     "too large": encode(Image.new("1", (1001, 1000)), "PNG"),
     "floats": encode(Image.fromarray(np.zeros((10, 20), dtype=np.float32)), "TIFF"),
 }
-PERSON_VIEWS = [View(64), View(48, (200.25, 140.5), 0.8), View(32, (10.0, 290.0), 1.5)]
+PERSON_VIEWS = [View((64, 40)), View((48, 64), (200.25, 140.5), 0.8), View((32, 32), (10.0, 290.0), 1.5)]
 
 
 def test_the_process_finds_what_this_one_does(decoder):
@@ -137,12 +137,12 @@ def test_the_process_finds_what_this_one_does(decoder):
 def test_a_view_of_a_person_is_framed_as_mpii_does_and_upright():
     header = images.read_header(KINDS["turned jpeg"])
     assert (header.width, header.height, header.orientation) == (400, 300, 6)
-    np.testing.assert_array_equal(View(64).crop_to_image(header), frame_image(400, 300, 64, 6))
-    np.testing.assert_array_equal(View(64, (9.0, 8.0), 0.5).crop_to_image(header), frame_person((9, 8), 0.5, 64, 6))
+    np.testing.assert_array_equal(View((64, 64)).crop_to_image(header), frame_image(400, 300, (64, 64), 6))
+    np.testing.assert_array_equal(View((64, 64), (9.0, 8.0), 0.5).crop_to_image(header), frame_person((9, 8), 0.5, (64, 64), 6))
 
 
 def test_a_picture_that_cannot_be_cropped_has_its_size_all_the_same():
-    found = decode(KINDS["jpeg"], [View(32), View(32, (200.0, 100.0), 1e5)])
+    found = decode(KINDS["jpeg"], [View((32, 32)), View((32, 32), (200.0, 100.0), 1e5)])
     assert (found.status, found.width, found.height, found.crops, found.crop_to_image) == ("unsupported", 400, 300, [], [])
 
 
@@ -154,7 +154,7 @@ def test_big_answers_and_big_pictures_do_not_block_one_another(decoder):
     # Far more than a pipe holds, both ways at the same time.
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8))
     data = encode(noise, "BMP")
-    views = [View(512), View(512, (300.0, 300.0), 1.0)]
+    views = [View((512, 512)), View((512, 512), (300.0, 300.0), 1.0)]
     found = list(decoder.decode_all(requests(*[data] * 20, views=views)))
     expected = decode(data, views)
     assert [each.status for each in found] == ["ok"] * 20
@@ -263,7 +263,7 @@ def test_the_process_ends_when_it_is_closed():
 def test_the_process_ends_when_its_parent_dies():
     code = (
         "import os, sys\nfrom posepipe.decoding import Decoder, View\nfound = Decoder()\n"
-        "print(found._process.pid, flush=True)\nlist(found.decode_all([(b'', [View(8)], 100)]))\nos.kill(os.getpid(), 9)\n"
+        "print(found._process.pid, flush=True)\nlist(found.decode_all([(b'', [View((8, 8))], 100)]))\nos.kill(os.getpid(), 9)\n"
     )
     parent = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
     assert parent.returncode == -signal.SIGKILL, parent.stderr

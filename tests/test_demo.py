@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from posepipe import demo, predictions, samples, scoring, storage, training, tuning
+from posepipe import demo, predictions, samples, scoring, storage, training, training_data, tuning
 from posepipe.config import DemoConfig, ScoreConfig, TuneConfig
 
 
@@ -56,7 +56,7 @@ def test_a_complete_sweep_is_not_run_again_and_another_is_refused(outcome: demo.
     kept = storage.read_json(storage.join_uri(outcome.work_uri, "runs", "sweep", training.CONFIG_FILE))
     train = demo._train_config(DemoConfig(work_uri=outcome.work_uri, size=64, epochs=4), "head", kept["epochs"])
     config = TuneConfig(train=dataclasses.replace(train, name="sweep"), search=tuple(kept["search"]))
-    monkeypatch.setattr(training, "load_data", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr(training_data, "load_data", lambda *_: pytest.fail("ran again"))
     assert tuning.tune(config)["best_trial"] == outcome.sweep["best_trial"]
     with pytest.raises(ValueError, match=r"exists with other settings \(search was"):
         tuning.tune(dataclasses.replace(config, search=("learning_rate=grid:1e-3",)))

@@ -243,7 +243,7 @@ def stage(
 
 
 def image_checkpoint(folder: Path, **changes: Any) -> str:
-    fixed = {"framing": "image", "model": "test_resnet", "regression_head": "direct", "feature_stride": 32, "size": 128}
+    fixed = {"framing": "image", "model": "test_resnet", "regression_head": "direct", "feature_stride": 32, "size": (128, 128)}
     return write_checkpoint(folder, **{**fixed, **changes})
 
 
@@ -422,7 +422,7 @@ def test_a_decoder_that_is_killed_while_it_starts_is_started_again(tmp_path: Pat
     (tmp_path / "sitecustomize.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     decoder = decoding.Decoder()
-    request = (fault_tools.encode(fault_tools.jpeg(1), "JPEG"), [decoding.View(64)], 10**6)
+    request = (fault_tools.encode(fault_tools.jpeg(1), "JPEG"), [decoding.View((64, 64))], 10**6)
     assert [found.status for found in decoder.decode_all([request])] == ["ok"]
     decoder.close()
     assert len(list(marks.iterdir())) == 3

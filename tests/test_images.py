@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 from posepipe import images
-from posepipe.geometry import frame_image, frame_person, invert, transform
-from posepipe.images import ImageError, crop, decode, decode_jpeg, encode_jpeg, read_header, storage_error
+from posepipe.geometry import frame_image, frame_person, invert, transform, with_margin
+from posepipe.images import ImageError, crop, cut_margin, decode, decode_jpeg, encode_jpeg, read_header, storage_error
 
 BLACK = (0, 0, 0)
 
@@ -49,6 +49,7 @@ def middle_of_light(pixels):
 
 def crop_whole(data, size=48, upright=False):
     header = read_header(data)
+    size = (size, size) if isinstance(size, int) else size
     return crop(data, header, frame_image(header.width, header.height, size, header.orientation if upright else 1), size)
 
 
@@ -136,7 +137,7 @@ def test_integers_of_more_than_16_bits_are_unsupported():
 def test_a_frame_far_larger_than_any_picture_is_unsupported():
     data = encode(smooth(20, 10))
     with pytest.raises(ImageError, match="unsupported: a frame of"):
-        crop(data, read_header(data), frame_person((10, 5), 100.0, 64), 64)
+        crop(data, read_header(data), frame_person((10, 5), 100.0, (64, 64)), (64, 64))
 
 
 @pytest.mark.parametrize(
@@ -189,20 +190,21 @@ def test_palette_images_show_their_palettes_colours():
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("crop_size", [(100, 100), (60, 140)])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_exif_rotated_picture_is_upright_in_the_crop_and_maps_back_to_stored_pixels(file_format, orientation):
+def test_an_exif_rotated_picture_is_upright_in_the_crop_and_maps_back_to_stored_pixels(file_format, orientation, crop_size):
     stored_point = np.array([300, 60])
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(disc(*stored_point), file_format, exif=exif)
     header = read_header(data)
     assert (header.width, header.height, header.orientation) == (400, 300, orientation)
-    size = 100
-    affine = frame_image(header.width, header.height, size, header.orientation)
-    pixels = crop(data, header, affine, size)
+    affine = frame_image(header.width, header.height, crop_size, header.orientation)
+    pixels = crop(data, header, affine, crop_size)
+    assert pixels.shape == (crop_size[1], crop_size[0], 3)
     np.testing.assert_allclose(transform(affine, middle_of_light(pixels)), stored_point, atol=0.5)
     # A viewer turns the picture as EXIF says; so the crop is what the viewer shows, resized.
-    shown = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).resize((size, size), Image.Resampling.BILINEAR)
+    shown = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).resize(crop_size, Image.Resampling.BILINEAR)
     assert np.abs(pixels.astype(int) - np.asarray(shown)).mean() < 0.5
 
 
@@ -263,7 +265,7 @@ def test_a_white_picture_is_white_up_to_its_border(file_format, width, height, s
 @pytest.mark.parametrize("point", [(20, 30), (333, 41), (375, 280), (200, 150)])
 def test_a_marker_lands_where_the_affine_says(file_format, framing, point):
     data = encode(disc(*point), file_format)
-    size = 128
+    size = (128, 160)
     affine = frame_image(400, 300, size) if framing == "image" else frame_person((200, 140), 2.0, size)
     pixels = crop(data, read_header(data), affine, size)
     np.testing.assert_allclose(middle_of_light(pixels), transform(invert(affine), point), atol=0.15)
@@ -272,8 +274,8 @@ def test_a_marker_lands_where_the_affine_says(file_format, framing, point):
 def test_a_person_crop_is_black_outside_the_picture_and_right_inside():
     # side 250 px at 1 image px per crop px, centre (0, 15 - 15): the picture's corner lies in the middle of the crop.
     picture = smooth(400, 300) // 2 + 100
-    affine = frame_person((0, -15), 1.0, 250)
-    pixels = crop(encode(picture), read_header(encode(picture)), affine, 250)
+    affine = frame_person((0, -15), 1.0, (250, 250))
+    pixels = crop(encode(picture), read_header(encode(picture)), affine, (250, 250))
     np.testing.assert_allclose(transform(invert(affine), [0, 0]), [124.5, 124.5])
     assert (pixels[:124] == BLACK).all()
     assert (pixels[:, :124] == BLACK).all()
@@ -285,15 +287,34 @@ def test_a_person_crop_is_black_outside_the_picture_and_right_inside():
 def test_a_crop_at_full_resolution_is_a_copy():
     picture = smooth(400, 300)
     # side 250 of size 250, its edge on the picture's pixel grid: objpos half-way between pixels.
-    affine = frame_person((199.5, 144.5), 1.0, 250)
-    pixels = crop(encode(picture), read_header(encode(picture)), affine, 250)
+    affine = frame_person((199.5, 144.5), 1.0, (250, 250))
+    pixels = crop(encode(picture), read_header(encode(picture)), affine, (250, 250))
     np.testing.assert_array_equal(pixels[:250], picture[35:285, 75:325])
 
 
 def test_a_person_crop_beside_the_picture_is_black():
     data = encode(smooth(40, 30))
     for centre in [(-900, 0), (900, 0), (0, 900), (0, -900)]:
-        assert (crop(data, read_header(data), frame_person(centre, 1.0, 64), 64) == BLACK).all()
+        assert (crop(data, read_header(data), frame_person(centre, 1.0, (64, 64)), (64, 64)) == BLACK).all()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 64), (64, 48), (160, 160)])
+@pytest.mark.parametrize(("center", "scale"), [((200, 150), 0.4), ((200, 150), 1.3), ((20, 280), 0.8), ((395, 10), 0.2)])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_a_crop_with_a_margin_holds_the_pixels_of_the_crop_without(file_format, center, scale, size):
+    data = fine_jpeg(smooth(400, 300)) if file_format == "JPEG" else encode(smooth(400, 300))
+    header, affine, margin = read_header(data), frame_person(center, scale, size), (13, 9)
+    plain = crop(data, header, affine, size).astype(int)
+    wide = crop(data, header, with_margin(affine, margin), (size[0] + 26, size[1] + 18))
+    assert wide.shape == (size[1] + 18, size[0] + 26, 3)
+    np.testing.assert_allclose(cut_margin(wide, size), plain, atol=1)
+    assert np.abs(cut_margin(decode_jpeg(encode_jpeg(wide)), size) - plain).mean() < 1.5
+
+
+def test_a_margin_is_cut_off_all_around():
+    pixels = np.arange(7 * 8 * 3, dtype=np.uint8).reshape(7, 8, 3)
+    np.testing.assert_array_equal(cut_margin(pixels, (4, 5)), pixels[1:6, 2:6])
+    np.testing.assert_array_equal(cut_margin(pixels, (8, 7)), pixels)
 
 
 def test_a_small_picture_is_enlarged():
@@ -303,7 +324,7 @@ def test_a_small_picture_is_enlarged():
 def test_a_slanted_frame_is_refused():
     data = encode(smooth(40, 30))
     with pytest.raises(ValueError, match="parallel to the axes"):
-        crop(data, read_header(data), np.array([[1, 0.1, 0], [-0.1, 1, 0]]), 16)
+        crop(data, read_header(data), np.array([[1, 0.1, 0], [-0.1, 1, 0]]), (16, 16))
 
 
 def test_crops_survive_their_own_jpeg():
@@ -326,19 +347,19 @@ def test_crops_survive_their_own_jpeg():
 def test_real_pictures_agree_with_a_full_decode(shared_data, framing):
     pictures = sorted((shared_data / "mpii-subset" / "images").iterdir())[::120]
     assert len(pictures) == 10
-    size = 220
+    size = (220, 220)
     for path in pictures:
         data = path.read_bytes()
         header = read_header(data)
         assert (header.format, header.orientation) == ("JPEG", 1)
         middle = np.array([header.width / 2, header.height / 2])
         affine = frame_image(header.width, header.height, size) if framing == "image" else frame_person(middle, 3.0, size)
-        box = (transform(affine, [(-0.5, -0.5), (size - 0.5, size - 0.5)]) + 0.5).round(6)
+        box = (transform(affine, [(-0.5, -0.5), (219.5, 219.5)]) + 0.5).round(6)
         full = Image.open(io.BytesIO(data)).convert("RGB")
         # Pillow resizes no box outside the picture, so it gets a black margin.
         canvas = Image.new("RGB", (header.width + 2000, header.height + 2000))
         canvas.paste(full, (1000, 1000))
         picture, shift = (full, 0) if framing == "image" else (canvas, 1000)
-        expected = picture.resize((size, size), Image.Resampling.BILINEAR, box=tuple((box + shift).ravel()))
+        expected = picture.resize(size, Image.Resampling.BILINEAR, box=tuple((box + shift).ravel()))
         # Measured: 0.22 to 0.85 of 255; libjpeg's scaling and the filter after it are another low-pass than one filter alone.
         assert np.abs(crop(data, header, affine, size).astype(int) - np.asarray(expected)).mean() < 1.2

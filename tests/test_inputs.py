@@ -197,7 +197,7 @@ def test_a_boxs_frame_lies_around_its_middle_with_a_quarter_of_its_longer_side_a
     middle = np.array([box[0] + box[2], box[1] + box[3]]) / 2
     # MPII's square lies 15 scales below its centre.
     assert (row["center_x"], row["center_y"]) == pytest.approx((middle[0], middle[1] - 15 * side / 200))
-    frame = frame_person((row["center_x"], row["center_y"]), row["scale"], 64)
+    frame = frame_person((row["center_x"], row["center_y"]), row["scale"], (64, 64))
     square = points_to_box(transform(frame, [(-0.5, -0.5), (63.5, 63.5)]))
     np.testing.assert_allclose(square, [*(middle - 0.625 * side), *(middle + 0.625 * side)])
 

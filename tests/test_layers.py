@@ -56,7 +56,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "models": ({"storage", "tasks", "head_parts", "heads"}, True, False),
     "weights": ({"storage", "models"}, True, False),
     "optimizers": ({"config", "models"}, True, False),
-    "augmentation": ({"tasks"}, True, False),
+    "augmentation": ({"skeleton", "tasks"}, True, False),
     "averaging": ({"models", "tasks"}, True, False),
     "cluster": (set(), False, True),
     "samples": (MATHS | {"mpii", "config", "columns"}, False, False),
@@ -85,10 +85,10 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
         True,
         True,
     ),
+    "training_data": (MATHS | {"cluster", "config", "samples", "tasks"}, False, True),
     "training": (
-        MATHS
-        | NETWORKS
-        | {"checkpoints", "config", "samples", "cluster", "runs", "snapshots", "train_loop", "train_steps", "watching", "weights"},
+        {"checkpoints", "cluster", "config", "models", "runs", "samples", "snapshots", "storage", "tasks"}
+        | {"train_loop", "train_steps", "training_data", "watching", "weights"},
         True,
         True,
     ),
@@ -105,7 +105,20 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "searching": ({"config", "trials"}, False, True),
     "sweep_plots": ({"plots"}, False, False),
     "tuning": (
-        {"training", "trials", "searching", "sweep_plots", "config", "cluster", "failures", "storage", "models", "runs", "snapshots"},
+        {
+            "training",
+            "training_data",
+            "trials",
+            "searching",
+            "sweep_plots",
+            "config",
+            "cluster",
+            "failures",
+            "storage",
+            "models",
+            "runs",
+            "snapshots",
+        },
         False,
         True,
     ),

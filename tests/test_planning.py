@@ -17,9 +17,9 @@ def checkpoints(tmp_path_factory):
     kinds = {
         "pose": {},
         "other pose": {"mean_points": [[0.4, 0.4]] * 16},
-        "large pose": {"size": 96},
-        "head": {"task": "head", "size": 48},
-        "image pose": {"framing": "image", "size": 96},
+        "large pose": {"size": (96, 96)},
+        "head": {"task": "head", "size": (48, 48)},
+        "image pose": {"framing": "image", "size": (96, 96)},
         "image head": {"framing": "image", "task": "head"},
     }
     return {name: write_checkpoint(folder / name.replace(" ", "-"), **small, **changes) for name, changes in kinds.items()}
@@ -61,14 +61,14 @@ def test_a_model_comes_with_what_the_plan_needs_of_it(checkpoints):
     [model], first_stage = load_checkpoints(config(checkpoints["head"], images_uri="x"))
     data = storage.read_bytes(storage.join_uri(checkpoints["head"], "model.safetensors"))
     assert (model.uri, model.model_id) == (checkpoints["head"], storage.sha256(data))
-    assert (model.task, model.framing, model.size, first_stage) == ("head", "person", 48, None)
+    assert (model.task, model.framing, model.size, first_stage) == ("head", "person", (48, 48), None)
 
 
 def test_a_pose_and_a_head_model_go_together_and_each_has_its_size(checkpoints, tmp_path):
     given = config(checkpoints["pose"], checkpoints["head"], images_uri=people(tmp_path))
     models, _ = load_checkpoints(given)
     assert [model.task for model in models] == ["head", "pose"]
-    assert plan(given).sizes == (48, 64)
+    assert plan(given).sizes == ((48, 48), (64, 64))
     assert plan(given).identity["models"] == {model.task: model.model_id for model in models}
 
 
@@ -79,7 +79,7 @@ def test_several_models_of_a_task_are_an_ensemble_whatever_their_order(checkpoin
     ids = {name: load_checkpoints(config(checkpoints[name], images_uri=manifest))[0][0].model_id for name in names}
     found = plan(given)
     assert found.identity["models"] == {"head": ids["head"], "pose": ",".join(sorted(ids[name] for name in names if name != "head"))}
-    assert found.sizes == (48, 64, 96)
+    assert found.sizes == ((48, 48), (64, 64), (96, 96))
     other = plan(config(*(checkpoints[name] for name in reversed(names)), images_uri=manifest))
     assert (other.models, other.identity) == (found.models, found.identity)
     run = stored(given, str(tmp_path / "run"))
@@ -270,7 +270,7 @@ def sample_files(tmp_path):
         {"image": f"{split}.jpg", "person_index": 0, "split": split, "status": "missing", "detail": ""} for split in ("train", "val", "val")
     ]
     storage.write_table(storage.join_uri(uri, samples.ERRORS_FILE), pa.Table.from_pylist(failed, samples.ERROR))
-    manifest = {"framing": "person", "size": 64, "images_uri": "s3://b/images", "files": files, "rows": {"train": 9, "val": 9}}
+    manifest = {"framing": "person", "size": [64, 64], "images_uri": "s3://b/images", "files": files, "rows": {"train": 9, "val": 9}}
     storage.write_json(storage.join_uri(uri, storage.MANIFEST), manifest)
     return uri
 
@@ -285,9 +285,11 @@ def test_samples_are_a_shard_per_file_and_one_for_people_without_a_picture(check
 
 
 def test_samples_of_another_size_or_framing_are_refused(checkpoints, sample_files):
-    with pytest.raises(ValueError, match=r"trained on samples of size 48, .* has size 64"):
+    with pytest.raises(ValueError, match=r"trained on samples of size 48 x 48, .* has size 64 x 64"):
         plan(config(checkpoints["head"], samples_uri=sample_files))
-    with pytest.raises(ValueError, match=r"trained on samples of size 96, .* has size 64|of framing image, .* has framing person"):
+    with pytest.raises(
+        ValueError, match=r"trained on samples of size 96 x 96, .* has size 64 x 64|of framing image, .* has framing person"
+    ):
         plan(config(checkpoints["image pose"], samples_uri=sample_files))
 
 
@@ -363,7 +365,7 @@ def test_a_dry_run_of_a_manifest_knows_no_size(checkpoints, tmp_path, nodes):
 
 
 def test_a_plans_sizes_are_each_once():
-    model = planning.Checkpoint("a", "1", "pose", "person", 64)
-    other = planning.Checkpoint("b", "2", "head", "person", 64)
-    assert Plan({}, [model, other], None, [{}], [3, 4]).sizes == (64,)
+    model = planning.Checkpoint("a", "1", "pose", "person", (64, 64))
+    other = planning.Checkpoint("b", "2", "head", "person", (64, 64))
+    assert Plan({}, [model, other], None, [{}], [3, 4]).sizes == ((64, 64),)
     assert Plan({}, [model], None, [{}, {}], [3, 4]).num_inputs == 7

@@ -26,14 +26,14 @@ class Stub:
     """Predicts the same points (crop px) for every crop, moved right by the red value of the crop's first pixel."""
 
     def __init__(self, task, size, points, confidence=None):
-        self.config, self.points, self.confidence, self.batches = StubConfig(task, (size, size)), points, confidence, []
+        self.config, self.points, self.confidence, self.batches = StubConfig(task, size), points, confidence, []
 
     def to(self, device):
         return self
 
     def predict(self, pixels):
         assert pixels.dtype == torch.uint8
-        assert pixels.shape[1:] == (3, *self.config.size)
+        assert pixels.shape[1:] == (3, *self.config.size[::-1])
         self.batches.append(len(pixels))
         points = torch.tensor(self.points, dtype=torch.float64).repeat(len(pixels), 1, 1)
         points[..., 0] += pixels[:, 0, 0, 0].double()[:, None]
@@ -50,7 +50,7 @@ def load(monkeypatch):
         by_id = {f"id-{name}": stub for name, stub in zip(names, stubs, strict=True)}
         monkeypatch.setattr(Checkpoint, "load", lambda self: by_id[self.model_id])
         return [
-            Checkpoint(f"s3://b/{name}", f"id-{name}", stub.config.task, "person", stub.config.size[0])
+            Checkpoint(f"s3://b/{name}", f"id-{name}", stub.config.task, "person", stub.config.size)
             for name, stub in zip(names, stubs, strict=True)
         ]
 
@@ -76,8 +76,8 @@ def known(name, status="ok", width=200, height=100, **changes):
 def row_of(rows, sizes, reds, frames, labels=None, inputs=None):
     """What a ShardReader sends on: a crop per good row, black but for its first pixel's red."""
     pixels = b""
-    for size in sizes:
-        crops = np.zeros((len(reds), size, size, 3), np.uint8)
+    for width, height in sizes:
+        crops = np.zeros((len(reds), height, width, 3), np.uint8)
         crops[:, 0, 0, 0] = reds
         pixels += crops.tobytes()
     read = {"known": rows, "crop_to_image": np.reshape(frames, (len(sizes), -1, 2, 3)), "labels": labels, "inputs": inputs}
@@ -125,7 +125,7 @@ def test_a_pose_of_3_4_5_frames_a_person_by_hand():
 def test_the_frame_of_a_person_is_mpiis_for_that_head():
     # MPII: head size = 0.6 x diagonal, and the square's side is 10 head sizes.
     found = find_person(np.array([[100.0, 50], [130, 90]]), is_box=True)
-    assert frame_person((0, 0), found["scale"], 1)[0, 0] == pytest.approx(10 * 0.6 * 50)
+    assert frame_person((0, 0), found["scale"], (1, 1))[0, 0] == pytest.approx(10 * 0.6 * 50)
 
 
 @pytest.mark.parametrize(
@@ -164,13 +164,13 @@ def item(name, **changes):
 
 
 def test_the_first_stage_frames_who_is_not_framed_yet(load):
-    stage = first_stage(load, Stub("head", 8, HEAD))
+    stage = first_stage(load, Stub("head", (8, 8), HEAD))
     given = {"center_x": 1.0, "center_y": 2.0, "scale": 3.0, "person_from": "center"}
     inputs = [item("a"), item("b"), item("c", **given), item("d")]
     rows = [known("a"), known("b", "empty"), known("c", person_from="center"), known("d")]
     # Image = crop x (10, 10): heads of 40 x 30 px; the red pixel moves the last one by 10 crop px.
     frames = [np.diag([10.0, 10, 0])[:2]] * 3
-    found = stage(row_of(rows, [8], [0, 0, 10], frames, inputs=inputs))
+    found = stage(row_of(rows, [(8, 8)], [0, 0, 10], frames, inputs=inputs))
     assert (found["shard"], found["done"]) == (7, "")
     a, b, c, d = pickle.loads(found["inputs"])
     framed = {"center_x": 40.0, "center_y": pytest.approx(25 + 69.5), "scale": pytest.approx(1.2), "person_from": "first_stage"}
@@ -183,28 +183,28 @@ def test_the_first_stage_frames_who_is_not_framed_yet(load):
 
 def test_the_first_stage_sees_the_mirrored_picture_too_where_a_flip_test_is_asked_for(load):
     # The red pixel moves the head 2 crop px to the right, the mirrored one has it elsewhere: (4, 1, 8, 4) and (1, 1, 5, 4).
-    stub = Stub("head", 8, HEAD)
+    stub = Stub("head", (8, 8), HEAD)
     [checkpoint] = load(stub)
     stage = FirstStage(checkpoint, batch_size=2, num_threads=1, use_gpu=False, flip_test=True)
-    found = stage(row_of([known("a")], [8], [2], [np.diag([10.0, 10, 0])[:2]], inputs=[item("a")]))
+    found = stage(row_of([known("a")], [(8, 8)], [2], [np.diag([10.0, 10, 0])[:2]], inputs=[item("a")]))
     [row] = pickle.loads(found["inputs"])
     assert row["center_x"] == pytest.approx(45)
     assert stub.batches == [1, 1]
 
 
 def test_who_has_no_head_keeps_that(load):
-    stage = first_stage(load, Stub("head", 8, [[1.0, 1], [1, 1]]))
-    found = stage(row_of([known("a")], [8], [0], [PLAIN], inputs=[item("a")]))
+    stage = first_stage(load, Stub("head", (8, 8), [[1.0, 1], [1, 1]]))
+    found = stage(row_of([known("a")], [(8, 8)], [0], [PLAIN], inputs=[item("a")]))
     [row] = pickle.loads(found["inputs"])
     assert (row["status"], row["detail"], row["scale"]) == ("no_person", "the first stage sees a head of 0 px", None)
     assert (row["width"], row["height"]) == (200, 100)
 
 
 def test_the_first_stage_passes_on_what_is_done_and_shards_without_pictures(load):
-    stub = Stub("head", 8, HEAD)
+    stub = Stub("head", (8, 8), HEAD)
     stage = first_stage(load, stub)
     assert stage({"shard": 3, "rows": b"", "pixels": b"", "done": "{}"}) == {"shard": 3, "inputs": b"", "done": "{}"}
-    found = stage(row_of([known("a", "empty")], [8], [], [], inputs=[item("a")]))
+    found = stage(row_of([known("a", "empty")], [(8, 8)], [], [], inputs=[item("a")]))
     assert [row["status"] for row in pickle.loads(found["inputs"])] == ["empty"]
     assert stub.batches == []
 
@@ -213,9 +213,9 @@ def test_the_first_stage_passes_on_what_is_done_and_shards_without_pictures(load
 
 
 def test_points_are_mapped_to_the_image_and_rows_keep_their_order(load, tmp_path):
-    checkpoints = load(Stub("head", 8, HEAD))
+    checkpoints = load(Stub("head", (8, 8), HEAD))
     rows = [known("a"), known("b", "missing"), known("c"), known("d", "truncated"), known("e", "truncated")]
-    result = predictor(tmp_path, checkpoints, (8,))(row_of(rows, [8], [0, 50], [SCALED, PLAIN]))
+    result = predictor(tmp_path, checkpoints, [(8, 8)])(row_of(rows, [(8, 8)], [0, 50], [SCALED, PLAIN]))
     record, (a, b, c, d, e) = written(tmp_path, result)
     assert (record["shard"], record["rows"], record["statuses"]) == (7, 5, {"missing": 1, "ok": 2, "truncated": 2})
     assert record["examples"] == {
@@ -237,24 +237,24 @@ def test_points_are_mapped_to_the_image_and_rows_keep_their_order(load, tmp_path
 
 def test_two_models_fill_one_row_each_from_crops_of_its_size(load, tmp_path):
     confidence = [np.linspace(0, 1, NUM_JOINTS).tolist()]
-    checkpoints = load(Stub("pose", 16, pose(head_top=(5, 6)), confidence), Stub("head", 8, HEAD, [[0.25, 0.75]]))
-    frames = [[SCALED], [frame_image(200, 100, 16)]]
-    result = predictor(tmp_path, checkpoints, (8, 16))(row_of([known("a")], [8, 16], [0], frames))
+    checkpoints = load(Stub("pose", (16, 8), pose(head_top=(5, 6)), confidence), Stub("head", (8, 8), HEAD, [[0.25, 0.75]]))
+    frames = [[SCALED], [frame_image(200, 100, (16, 8))]]
+    result = predictor(tmp_path, checkpoints, [(8, 8), (16, 8)])(row_of([known("a")], [(8, 8), (16, 8)], [0], frames))
     _, [row] = written(tmp_path, result)
     assert (row["task"], row["model_id"]) == ("pose+head", "id-pose+id-head")
     assert row["head_box"] == [14, 23, 22, 32]
     assert row["head_confidence"] == 0.5
-    # 200 x 100 on 16 x 16: image = (crop + 0.5) * (12.5, 6.25) - 0.5.
-    np.testing.assert_allclose(np.reshape(row["joints"], (-1, 2))[HEAD_TOP], [68.25, 40.125])
+    # 200 x 100 on 16 x 8: image = (crop + 0.5) * 12.5 - 0.5.
+    np.testing.assert_allclose(np.reshape(row["joints"], (-1, 2))[HEAD_TOP], [68.25, 80.75])
     np.testing.assert_allclose(row["joint_confidence"], confidence[0], atol=1e-7)
     assert row["crop_to_image"] == SCALED[0] + SCALED[1], "the first of the sizes"
 
 
 def test_an_ensemble_averages_points_in_image_px_by_their_confidence(load, tmp_path):
     sure, unsure = [[0.75] * NUM_JOINTS], [[0.25] * NUM_JOINTS]
-    poses = (Stub("pose", 8, pose(head_top=(2, 1)), sure), Stub("pose", 16, pose(head_top=(5, 6)), unsure))
-    checkpoints = load(poses[0], poses[1], Stub("head", 8, HEAD))
-    result = predictor(tmp_path, checkpoints, (8, 16))(row_of([known("a")], [8, 16], [0], [[SCALED], [PLAIN]]))
+    poses = (Stub("pose", (8, 8), pose(head_top=(2, 1)), sure), Stub("pose", (16, 16), pose(head_top=(5, 6)), unsure))
+    checkpoints = load(poses[0], poses[1], Stub("head", (8, 8), HEAD))
+    result = predictor(tmp_path, checkpoints, ((8, 8), (16, 16)))(row_of([known("a")], [(8, 8), (16, 16)], [0], [[SCALED], [PLAIN]]))
     _, [row] = written(tmp_path, result)
     assert (row["task"], row["model_id"]) == ("pose+head", "id-pose,id-pose1+id-head")
     # (14, 23) and (5, 6): 3/4 of one and 1/4 of the other.
@@ -264,10 +264,11 @@ def test_an_ensemble_averages_points_in_image_px_by_their_confidence(load, tmp_p
 
 
 def test_an_ensemble_of_equal_models_predicts_what_one_does(load, tmp_path):
-    stubs = [Stub("pose", 8, pose(head_top=(2, 1)), [[0.3] * NUM_JOINTS]) for _ in range(2)]
+    stubs = [Stub("pose", (8, 8), pose(head_top=(2, 1)), [[0.3] * NUM_JOINTS]) for _ in range(2)]
     rows = [
         written(
-            tmp_path / str(count), predictor(tmp_path / str(count), load(*stubs[:count]), (8,))(row_of([known("a")], [8], [3], [SCALED]))
+            tmp_path / str(count),
+            predictor(tmp_path / str(count), load(*stubs[:count]), ((8, 8),))(row_of([known("a")], [(8, 8)], [3], [SCALED])),
         )
         for count in (1, 2)
     ]
@@ -277,39 +278,41 @@ def test_an_ensemble_of_equal_models_predicts_what_one_does(load, tmp_path):
 
 def test_an_ensembles_boxes_may_have_their_corners_in_any_order(load, tmp_path):
     # In image px: (14, 23, 22, 32), and the same box once more, 2 crop px to the right.
-    checkpoints = load(Stub("head", 8, HEAD, [[0.5, 0.5]]), Stub("head", 8, [[8.0, 1.0], [4.0, 4.0]]))
-    _, [row] = written(tmp_path, predictor(tmp_path, checkpoints, (8,))(row_of([known("a")], [8], [0], [SCALED])))
+    checkpoints = load(Stub("head", (8, 8), HEAD, [[0.5, 0.5]]), Stub("head", (8, 8), [[8.0, 1.0], [4.0, 4.0]]))
+    _, [row] = written(tmp_path, predictor(tmp_path, checkpoints, ((8, 8),))(row_of([known("a")], [(8, 8)], [0], [SCALED])))
     assert row["head_box"] == [16, 23, 24, 32]
     assert row["head_confidence"] is None
 
 
 def test_flip_test_and_scales_reach_the_models(load, tmp_path):
-    stub = Stub("head", 8, HEAD)
-    models = Predictor(load(stub), (8,), str(tmp_path), str(tmp_path / "done" / "x"), "a", 2, 1, False, True, (1.0, 2.0))
+    stub = Stub("head", (8, 8), HEAD)
+    models = Predictor(load(stub), ((8, 8),), str(tmp_path), str(tmp_path / "done" / "x"), "a", 2, 1, False, True, (1.0, 2.0))
     stub.predict = lambda pixels: (stub.batches.append(len(pixels)), (torch.tensor([HEAD]).double().repeat(len(pixels), 1, 1), None))[1]
-    _, [row] = written(tmp_path, models(row_of([known("a")], [8], [0], [PLAIN])))
+    _, [row] = written(tmp_path, models(row_of([known("a")], [(8, 8)], [0], [PLAIN])))
     assert stub.batches == [1] * 4
     # Averaged with its mirror image (1, 1, 5, 4) the box is (1.5, 1, 5.5, 4); seen twice as large about (3.5, 3.5): (2.5, 2.25, 4.5, 3.75).
     assert row["head_box"] == [2, 1.625, 5, 3.875]
 
 
 def test_where_the_head_of_a_network_knows_no_confidence_there_is_none(load, tmp_path):
-    _, [row] = written(tmp_path, predictor(tmp_path, load(Stub("pose", 8, pose())), (8,))(row_of([known("a")], [8], [0], [PLAIN])))
+    _, [row] = written(
+        tmp_path, predictor(tmp_path, load(Stub("pose", (8, 8), pose())), [(8, 8)])(row_of([known("a")], [(8, 8)], [0], [PLAIN]))
+    )
     assert row["joint_confidence"] is row["head_confidence"] is None
 
 
 def test_crops_go_through_the_model_in_batches(load, tmp_path):
-    stub = Stub("head", 8, HEAD)
+    stub = Stub("head", (8, 8), HEAD)
     rows = [known(str(index)) for index in range(5)]
-    result = predictor(tmp_path, load(stub), (8,), batch_size=2)(row_of(rows, [8], range(5), [PLAIN] * 5))
+    result = predictor(tmp_path, load(stub), [(8, 8)], batch_size=2)(row_of(rows, [(8, 8)], range(5), [PLAIN] * 5))
     assert stub.batches == [2, 2, 1]
     assert [row["head_box"][0] for row in written(tmp_path, result)[1]] == [2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("task", ["pose", "head"])
 def test_a_shard_without_a_good_row_is_committed_too(load, tmp_path, task):
-    stub = Stub(task, 8, pose() if task == "pose" else HEAD, [[0.5] * (16 if task == "pose" else 2)])
-    result = predictor(tmp_path, load(stub), (8,))(row_of([known("a", "empty"), known("b", "missing")], [8], [], []))
+    stub = Stub(task, (8, 8), pose() if task == "pose" else HEAD, [[0.5] * (16 if task == "pose" else 2)])
+    result = predictor(tmp_path, load(stub), [(8, 8)])(row_of([known("a", "empty"), known("b", "missing")], [(8, 8)], [], []))
     record, rows = written(tmp_path, result)
     assert record["statuses"] == {"empty": 1, "missing": 1}
     assert [row["joints"] for row in rows] == [None, None]
@@ -318,7 +321,9 @@ def test_a_shard_without_a_good_row_is_committed_too(load, tmp_path, task):
 
 def test_points_that_are_no_numbers_are_stored_as_they_are(load, tmp_path):
     points = pose(head_top=(np.nan, 1), pelvis=(np.inf, 2), thorax=(3, -np.inf))
-    _, [row] = written(tmp_path, predictor(tmp_path, load(Stub("pose", 8, points)), (8,))(row_of([known("a")], [8], [0], [PLAIN])))
+    _, [row] = written(
+        tmp_path, predictor(tmp_path, load(Stub("pose", (8, 8), points)), [(8, 8)])(row_of([known("a")], [(8, 8)], [0], [PLAIN]))
+    )
     joints = np.reshape(row["joints"], (NUM_JOINTS, 2))
     assert np.isfinite(joints).all(axis=1).tolist() == np.isfinite(points).all(axis=1).tolist()
     assert row["status"] == "ok"
@@ -328,15 +333,17 @@ def test_points_that_are_no_numbers_are_stored_as_they_are(load, tmp_path):
 
 
 def test_a_shard_that_is_done_is_passed_on(load, tmp_path):
-    assert predictor(tmp_path, load(Stub("head", 8, HEAD)), (8,))({"shard": 3, "rows": b"", "pixels": b"", "done": '{"x": 1}'}) == {
-        "record": '{"x": 1}'
-    }
+    assert predictor(tmp_path, load(Stub("head", (8, 8), HEAD)), [(8, 8)])(
+        {"shard": 3, "rows": b"", "pixels": b"", "done": '{"x": 1}'}
+    ) == {"record": '{"x": 1}'}
     assert storage.list_files(str(tmp_path)) == []
 
 
 def test_the_same_shard_gives_the_same_bytes(load, tmp_path):
     results = [
-        json.loads(predictor(tmp_path / name, load(Stub("head", 8, HEAD)), (8,))(row_of([known("a")], [8], [3], [SCALED]))["record"])
+        json.loads(
+            predictor(tmp_path / name, load(Stub("head", (8, 8), HEAD)), [(8, 8)])(row_of([known("a")], [(8, 8)], [3], [SCALED]))["record"]
+        )
         for name in ("one", "two")
     ]
     assert results[0] == results[1]
@@ -349,15 +356,15 @@ def test_a_joint_is_inside_up_to_the_outer_edge_of_the_last_pixel(load, tmp_path
     # 200 x 100 px: x from -0.5 to 199.5, y from -0.5 to 99.5. All others lie at (0, 0).
     outside = {"head_top": (-0.51, 5), "pelvis": (199.51, 5), "thorax": (5, -0.51), "left_knee": (5, 99.51), "left_hip": (-1, -1)}
     inside = {"right_knee": (-0.5, -0.5), "right_hip": (199.5, 99.5), "right_wrist": (199.5, -0.5)}
-    stub = Stub("pose", 8, pose(**outside, **inside))
-    _, [row] = written(tmp_path, predictor(tmp_path, load(stub), (8,))(row_of([known("a")], [8], [0], [PLAIN])))
+    stub = Stub("pose", (8, 8), pose(**outside, **inside))
+    _, [row] = written(tmp_path, predictor(tmp_path, load(stub), [(8, 8)])(row_of([known("a")], [(8, 8)], [0], [PLAIN])))
     assert {name for name, place in JOINT.items() if not row["is_inside"][place]} == set(outside)
 
 
 def test_the_picture_that_counts_is_the_rows_own(load, tmp_path):
     rows = [known("a", width=10), known("b", "empty"), known("c", width=30)]
-    stub = Stub("pose", 8, pose(head_top=(20, 5)))
-    _, found = written(tmp_path, predictor(tmp_path, load(stub), (8,))(row_of(rows, [8], [0, 0], [PLAIN] * 2)))
+    stub = Stub("pose", (8, 8), pose(head_top=(20, 5)))
+    _, found = written(tmp_path, predictor(tmp_path, load(stub), [(8, 8)])(row_of(rows, [(8, 8)], [0, 0], [PLAIN] * 2)))
     assert [row["is_inside"] and row["is_inside"][HEAD_TOP] for row in found] == [False, None, True]
 
 
@@ -378,8 +385,10 @@ def test_labelled_rows_say_how_far_off_they_are(load, tmp_path):
     }
     # In image px the knees are 4 and 6 px off, the pelvis (which official PCKh does not count) 60.
     points = pose(left_knee=(5, 4), right_knee=(5, 4), pelvis=(20, 50))
-    checkpoints = load(Stub("pose", 8, points), Stub("head", 8, [[4.0, 1], [8, 4]]))
-    _, [row] = written(tmp_path, predictor(tmp_path, checkpoints, (8,))(row_of([known("a", split="val")], [8], [0], [SCALED], labels)))
+    checkpoints = load(Stub("pose", (8, 8), points), Stub("head", (8, 8), [[4.0, 1], [8, 4]]))
+    _, [row] = written(
+        tmp_path, predictor(tmp_path, checkpoints, [(8, 8)])(row_of([known("a", split="val")], [(8, 8)], [0], [SCALED], labels))
+    )
     errors = {name: row["joint_error"][place] for name, place in JOINT.items() if row["joint_error"][place] is not None}
     assert errors == {"left_knee": pytest.approx(0.4), "right_knee": pytest.approx(0.6), "pelvis": pytest.approx(6)}
     assert row["pckh"] == pytest.approx(1 / 2)
@@ -407,8 +416,8 @@ def test_people_without_labels_have_no_errors(load, tmp_path):
         "head_size": nan,
         "head_bone": nan,
     }
-    checkpoints = load(Stub("pose", 8, pose()), Stub("head", 8, HEAD))
-    _, [row] = written(tmp_path, predictor(tmp_path, checkpoints, (8,))(row_of([known("a")], [8], [0], [SCALED], labels)))
+    checkpoints = load(Stub("pose", (8, 8), pose()), Stub("head", (8, 8), HEAD))
+    _, [row] = written(tmp_path, predictor(tmp_path, checkpoints, [(8, 8)])(row_of([known("a")], [(8, 8)], [0], [SCALED], labels)))
     assert row["joint_error"] == [None] * NUM_JOINTS
     for name in ("pckh", "pckh_bone", "head_iou", "true_head_box", "head_size", "head_bone"):
         assert row[name] is None
@@ -417,7 +426,7 @@ def test_people_without_labels_have_no_errors(load, tmp_path):
 
 def test_examples_are_the_first_few_of_each_status(load, tmp_path):
     rows = [known(f"{index}", "missing" if index % 2 else "empty") for index in range(12)]
-    record, _ = written(tmp_path, predictor(tmp_path, load(Stub("head", 8, HEAD)), (8,))(row_of(rows, [8], [], [])))
+    record, _ = written(tmp_path, predictor(tmp_path, load(Stub("head", (8, 8), HEAD)), [(8, 8)])(row_of(rows, [(8, 8)], [], [])))
     assert {name: [uri[-1] for uri, _ in found] for name, found in record["examples"].items()} == {
         "empty": ["0", "2", "4"],
         "missing": ["1", "3", "5"],
@@ -436,11 +445,11 @@ def test_a_checkpoint_that_changed_on_the_way_is_not_scored_with(tmp_path):
 def test_a_real_model_predicts_as_its_own_predict_does(tmp_path):
     from posepipe.models import load_model
 
-    uri = write_checkpoint(tmp_path / "a", model="test_resnet", regression_head="heatmap", feature_stride=16)
+    uri = write_checkpoint(tmp_path / "a", model="test_resnet", regression_head="heatmap", feature_stride=16, size=(64, 96))
     model, model_id = load_model(uri)
-    crops = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-    row = row_of([known(name) for name in "abc"], [64], [0] * 3, [PLAIN] * 3) | {"pixels": crops.tobytes()}
-    _, rows = written(tmp_path, predictor(tmp_path, [Checkpoint(uri, model_id, "pose", "person", 64)], (64,), batch_size=3)(row))
+    crops = np.random.default_rng(0).integers(0, 256, (3, 96, 64, 3), dtype=np.uint8)
+    row = row_of([known(name) for name in "abc"], [(64, 96)], [0] * 3, [PLAIN] * 3) | {"pixels": crops.tobytes()}
+    _, rows = written(tmp_path, predictor(tmp_path, [Checkpoint(uri, model_id, "pose", "person", (64, 96))], [(64, 96)], batch_size=3)(row))
     with torch.inference_mode():
         points, confidence = model.predict(torch.tensor(crops).permute(0, 3, 1, 2))
     np.testing.assert_allclose([row["joints"] for row in rows], points.numpy().reshape(3, 32), atol=1e-4)

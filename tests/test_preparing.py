@@ -136,7 +136,29 @@ def test_the_crop_holds_the_person(person_samples: str) -> None:
     rows = [row for row in read_all(person_samples).to_pylist() if all(row["is_annotated"])]
     inside = [np.mean((np.asarray(row["joints"]) >= 0) & (np.asarray(row["joints"]) <= 63)) for row in rows]
     assert np.mean(inside) > 0.95
-    assert images.decode_jpeg(rows[0]["crop"]).shape == (64, 64, 3)
+    manifest = samples.read_manifest(person_samples)
+    assert (manifest["size"], manifest["margin"]) == ([64, 64], [13, 13])
+    assert {images.decode_jpeg(row["crop"]).shape for row in rows} == {(64 + 26, 64 + 26, 3)}
+
+
+@pytest.mark.parametrize(("changes", "margin"), [({"margin": 0.25}, (12, 16)), ({"framing": "image"}, (0, 0))])
+def test_crops_that_are_no_squares_are_stored_with_their_margin(
+    ray_session: None, synthetic_mpii: str, tmp_path: Path, changes: dict[str, object], margin: tuple[int, int]
+) -> None:
+    manifest = preparing.prepare(config(synthetic_mpii, tmp_path, size="48x64", **changes))
+    assert (manifest["size"], manifest["margin"]) == ([48, 64], list(margin))
+    assert f"48 x 64 px, margin {margin[0]} x {margin[1]} px" in preparing.describe(manifest, str(tmp_path))
+    row = read_all(tmp_path).to_pylist()[0]
+    assert images.decode_jpeg(row["crop"]).shape == (64 + 2 * margin[1], 48 + 2 * margin[0], 3)
+    data = (Path(synthetic_mpii) / "images" / row["image"]).read_bytes()
+    affine = np.reshape(row["crop_to_image"], (2, 3))
+    exact = images.crop(data, images.read_header(data), affine, (48, 64)).astype(int)
+    assert np.abs(images.cut_margin(images.decode_jpeg(row["crop"]), (48, 64)) - exact).mean() < 2
+
+
+def test_samples_of_another_margin_are_other_samples(person_samples: str, synthetic_mpii: str) -> None:
+    with pytest.raises(ValueError, match=r"margin was \[13, 13\], now \[6, 6\]"):
+        preparing.prepare(config(synthetic_mpii, person_samples, margin=0.1))
 
 
 def test_inventory_counts_without_reading_pictures(synthetic_mpii: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from posepipe.reading import ShardReader
 from posepipe.retrying import StorageUnavailableError
 
 WIDTH, HEIGHT = 160, 120
-SIZES = (32, 48)
+SIZES = ((32, 32), (48, 64))
 
 
 def smooth():
@@ -53,13 +53,14 @@ def reader(tmp_path, framing="image", sizes=SIZES, files=(), max_bytes=2**20, ma
 
 
 def split(row, sizes):
-    """The known rows, all that was read, and the crops (N, S, S, 3) by size."""
+    """The known rows, all that was read, and the crops (N, height, width, 3) by size."""
     assert (row["shard"], row["done"]) == (0, "")
     read = pickle.loads(row["rows"])
     count, crops, start = sum(known["status"] == "ok" for known in read["known"]), {}, 0
     for size in sizes:
-        end = start + count * 3 * size**2
-        crops[size] = np.frombuffer(row["pixels"][start:end], np.uint8).reshape(count, size, size, 3)
+        width, height = size
+        end = start + count * 3 * width * height
+        crops[size] = np.frombuffer(row["pixels"][start:end], np.uint8).reshape(count, height, width, 3)
         start = end
     assert start == len(row["pixels"]), "there are crops of no row"
     assert read["crop_to_image"].shape == (len(sizes), count, 2, 3)
@@ -95,7 +96,7 @@ def test_crops_come_with_the_frame_of_their_size(shard):
         np.testing.assert_array_equal(affines, [frame_image(WIDTH, HEIGHT, size), frame_image(50, 70, size)])
 
 
-@pytest.mark.parametrize("sizes", [(32,), SIZES])
+@pytest.mark.parametrize("sizes", [SIZES[:1], SIZES])
 def test_a_shard_without_a_good_picture_has_rows_and_no_crops(shard, sizes):
     rows, _, crops = shard({"a.jpg": b"", "b.jpg": b"no picture"}, sizes=sizes)
     assert [row["status"] for row in rows] == ["empty", "not_an_image"]
@@ -131,7 +132,7 @@ def test_a_turned_picture_is_upright_in_its_crop(shard):
     turned = encode(smooth().transpose(Image.Transpose.ROTATE_90), exif=exif)
     rows, _, crops = shard({"a.png": GOOD, "b.png": turned})
     assert [(row["width"], row["height"]) for row in rows] == [(WIDTH, HEIGHT), (HEIGHT, WIDTH)]
-    np.testing.assert_array_equal(*crops[32])
+    np.testing.assert_array_equal(*crops[32, 32])
 
 
 def test_a_storage_that_is_gone_is_no_status(shard, monkeypatch):
@@ -159,7 +160,7 @@ def test_after_a_shard_that_failed_midway_the_next_one_has_its_own_crops(shard, 
         with pytest.raises(StorageUnavailableError, match="gone"):
             shard(grey)
     _, _, crops = shard(dict(reversed(grey.items())))
-    assert crops[32][:, 5, 5, 0].tolist() == list(range(10, 250, 10))
+    assert crops[32, 32][:, 5, 5, 0].tolist() == list(range(10, 250, 10))
 
 
 def test_a_uri_that_nobody_can_open_is_a_row(shard):
@@ -211,7 +212,7 @@ def test_a_frame_that_no_picture_has_is_a_status(shard):
     rows, _, crops = shard({"a.png": GOOD}, "uri,center_x,center_y,scale\na.png,70,50,0.2\na.png,70,50,1e6\n", framing="person")
     assert [row["status"] for row in rows] == ["ok", "unsupported"]
     assert (rows[1]["width"], rows[1]["height"]) == (WIDTH, HEIGHT)
-    assert len(crops[32]) == 1
+    assert len(crops[32, 32]) == 1
 
 
 def test_what_the_first_stage_found_goes_before_the_stored_list(tmp_path, monkeypatch):
@@ -251,31 +252,42 @@ def test_a_shard_that_is_done_is_not_read(tmp_path, monkeypatch):
 # Samples
 
 
-def sample_row(**changes):
+def sample_row(size=(32, 32), margin=(0, 0), **changes):
     from posepipe.samples import build_sample
 
-    return build_sample(picture(), person(**changes), "person", 32)
+    return build_sample(picture(), person(**changes), "person", size, margin)
 
 
 def test_samples_are_read_with_their_labels_and_crops(tmp_path):
     table = to_table(sample_row(), sample_row(person_index=3, center=[200.0, 90.0]))
     storage.write_table(str(tmp_path / "part.parquet"), table)
     spec = json.dumps({"samples": str(tmp_path / "part.parquet"), "images": "s3://b/images"})
-    rows, read, crops = split(reader(tmp_path, "person", (32,))({"shard": 0, "spec": spec}), (32,))
+    rows, read, crops = split(reader(tmp_path, "person", SIZES[:1])({"shard": 0, "spec": spec}), SIZES[:1])
     assert [(row["sample_id"], row["uri"], row["status"], row["person_from"]) for row in rows] == [
         (f"a.jpg#{index}", "s3://b/images/a.jpg", "ok", "label") for index in (2, 3)
     ]
     assert (rows[0]["width"], rows[0]["height"], rows[0]["split"]) == (400, 200, "train")
     expected = [images.decode_jpeg(data) for data in table["crop"].to_pylist()]
-    np.testing.assert_array_equal(crops[32], expected)
+    np.testing.assert_array_equal(crops[32, 32], expected)
     np.testing.assert_allclose(read["crop_to_image"][0], np.reshape(table["crop_to_image"].to_pylist(), (-1, 2, 3)))
     assert read["labels"]["is_visible"] == table["is_visible"].to_pylist()
     np.testing.assert_array_equal(read["labels"]["joints"].reshape(2, 32), np.array(table["joints"].to_pylist(), dtype=np.float32))
 
 
+def test_of_samples_with_a_margin_the_crop_is_read_as_from_the_picture(tmp_path):
+    size = (48, 64)
+    storage.write_table(str(tmp_path / "part.parquet"), to_table(sample_row(size, (10, 13))))
+    spec = json.dumps({"samples": str(tmp_path / "part.parquet"), "images": "s3://b/images"})
+    _, read, crops = split(reader(tmp_path, "person", (size,))({"shard": 0, "spec": spec}), (size,))
+    affine = frame_person(person()["center"], person()["scale"], size)
+    np.testing.assert_allclose(read["crop_to_image"][0, 0], affine)
+    difference = np.abs(crops[size][0].astype(int) - expected_crop(picture(), affine, size))
+    assert difference.mean() < 1
+
+
 def test_people_whose_picture_could_not_be_used_are_rows(tmp_path):
     failed = [{"image": "gone.jpg", "person_index": 1, "split": "val", "status": "missing", "detail": "FileNotFoundError"}]
     spec = json.dumps({"failed": failed, "images": "s3://b/images"})
-    rows, _, _ = split(reader(tmp_path, "person", (32,))({"shard": 0, "spec": spec}), (32,))
+    rows, _, _ = split(reader(tmp_path, "person", SIZES[:1])({"shard": 0, "spec": spec}), SIZES[:1])
     [row] = rows
     assert (row["sample_id"], row["uri"], row["status"]) == ("gone.jpg#1", "s3://b/images/gone.jpg", "missing")

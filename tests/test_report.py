@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.report import draw_pictures, draw_rows, write_predictions
 from jobs import report as job
-from posepipe import html_page, report, snapshots, storage
+from posepipe import cases, html_page, report, snapshots, storage
 from posepipe.config import ReportConfig
 from posepipe.predictions import PREDICTION
 from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
@@ -359,7 +359,8 @@ def write_training(uri, task="pose", with_snapshots=True):
         for epoch in (1, 2, 3)
     ]
     config = {"task": task, "model": "resnet10t", "regression_head": "heatmap", "epochs": 3, "batch_size": 8, "learning_rate": 1e-3}
-    samples = {"rows": {"train": 90, "val": 7}, "framing": "person", "size": 64}
+    # Runs of older versions have a single side there.
+    samples = {"rows": {"train": 90, "val": 7}, "framing": "person", "size": [48, 64] if task == "pose" else 64}
     storage.write_json(storage.join_uri(uri, CONFIG_FILE), config | {"schedule": "cosine"})
     storage.write_json(storage.join_uri(uri, HISTORY_FILE), history)
     storage.write_json(storage.join_uri(uri, RESULT_FILE), {"best_epoch": 3, "floor": {metric: 0.2}, "samples": samples, "model_id": "abc"})
@@ -385,7 +386,7 @@ def test_a_training_run_has_its_curves_and_its_films(tmp_path, task):
     assert {path.stem for path in (tmp_path / "report" / "plots").glob("*.png")} == {f"loss_{task}", f"score_{task}"}
     for expected in (
         "1 training run",
-        "Epoch 3 is the best",
+        f"person framing, {48 if task == 'pose' else 64} x 64 px. Epoch 3 is the best",
         "Validation: 7 people",
         "Train: 9 people",
         "a.jpg#0",
@@ -395,6 +396,21 @@ def test_a_training_run_has_its_curves_and_its_films(tmp_path, task):
         assert expected in text
     assert "epoch 2" not in text
     assert page.count("data:image/jpeg;base64,") == 4
+
+
+@pytest.mark.parametrize("size", [(48, 96), (96, 48)])
+def test_a_film_keeps_the_aspect_of_its_crops_and_the_place_of_its_joints(size):
+    from posepipe import images
+
+    points = np.full((1, 16, 2), np.nan)
+    points[0, 0] = (12, 36)
+    crop = images.encode_jpeg(np.full((size[1], size[0], 3), 90, np.uint8))
+    (film,) = cases.draw_films(snapshots.extend(snapshots.start(["a#0"], [crop], np.full((1, 16, 2), np.nan)), 1, points))
+    frame = images.decode_jpeg(film.frames[0]).astype(int)
+    scale = cases.FILM_SIDE / 96
+    assert frame.shape == (size[1] * scale, size[0] * scale, 3)
+    y, x = np.nonzero(np.abs(frame - 90).max(axis=2) > 60)
+    np.testing.assert_allclose([x.mean(), y.mean()], [12.5 * scale, 36.5 * scale], atol=1)
 
 
 def test_training_runs_of_one_name_are_told_apart(tmp_path):

@@ -9,12 +9,12 @@ from PIL import Image, ImageDraw
 
 from posepipe import storage
 from posepipe.geometry import transform
-from posepipe.images import ImageError, decode_jpeg
+from posepipe.images import ImageError, crop, cut_margin, decode_jpeg, read_header
 from posepipe.mpii import PERSON, read_annotations
-from posepipe.samples import ERROR, SAMPLE, build_sample, label_arrays, list_split, read_manifest
+from posepipe.samples import ERROR, SAMPLE, build_sample, crop_margin, crop_size, label_arrays, list_split, read_manifest
 from posepipe.skeleton import JOINT, NUM_JOINTS
 
-WIDTH, HEIGHT, SIZE = 400, 200, 100
+WIDTH, HEIGHT, SIZE = 400, 200, (100, 100)
 
 
 def person(**changes):
@@ -84,7 +84,7 @@ def test_the_square_around_a_person_by_hand():
 def test_the_crop_shows_what_the_label_says(framing):
     sample = build_sample(picture(), person(), framing, SIZE)
     crop = decode_jpeg(sample["crop"])
-    assert crop.shape == (SIZE, SIZE, 3)
+    assert crop.shape == (100, 100, 3)
     y, x = np.nonzero(crop[..., 0] > 128)
     np.testing.assert_allclose([x.mean(), y.mean()], sample["joints"].reshape(NUM_JOINTS, 2)[JOINT["left_knee"]], atol=0.5)
 
@@ -95,6 +95,19 @@ def test_labels_map_back_to_the_picture(framing):
     affine = sample["crop_to_image"].reshape(2, 3)
     np.testing.assert_allclose(transform(affine, sample["joints"].reshape(NUM_JOINTS, 2)), np.reshape(person()["joints"], (NUM_JOINTS, 2)))
     np.testing.assert_allclose(transform(affine, sample["head_box"].reshape(2, 2)).ravel(), person()["head_box"])
+
+
+def test_a_margin_lies_around_the_crop_and_moves_no_label():
+    size, margin = (60, 80), (12, 16)
+    plain, wide = build_sample(picture(), person(), "person", size), build_sample(picture(), person(), "person", size, margin)
+    for name in ("crop_to_image", "joints", "head_box"):
+        np.testing.assert_array_equal(wide[name], plain[name])
+    stored = decode_jpeg(wide["crop"])
+    assert stored.shape == (80 + 32, 60 + 24, 3)
+    np.testing.assert_allclose(cut_margin(stored, size).astype(int), decode_jpeg(plain["crop"]), atol=12)
+    y, x = np.nonzero(stored[..., 0] > 128)
+    knee = plain["joints"].reshape(NUM_JOINTS, 2)[JOINT["left_knee"]]
+    np.testing.assert_allclose([x.mean() - 12, y.mean() - 16], knee, atol=0.5)
 
 
 def test_exif_is_ignored_as_mpiis_labels_do():
@@ -241,6 +254,11 @@ MANIFEST = {
 }
 
 
+def test_size_and_margin_stand_in_the_manifest_and_samples_of_older_versions_are_squares_without():
+    assert (crop_size({"size": [192, 256]}), crop_margin({"margin": [38, 51]})) == ((192, 256), (38, 51))
+    assert (crop_size({"size": 220}), crop_margin({"size": 220})) == ((220, 220), (0, 0))
+
+
 def test_samples_without_a_manifest_are_not_complete(tmp_path):
     storage.write_table(str(tmp_path / "train" / "part-00000.parquet"), to_table())
     with pytest.raises(ValueError, match=rf"no complete samples at {tmp_path}: expected _MANIFEST.json, which jobs.prepare writes last"):
@@ -270,7 +288,7 @@ def test_real_people_become_samples_that_map_back(shared_data, framing):
     people = read_annotations(str(folder))[1].to_pylist()[::200]
     built = []
     for row in people:
-        built.append(build_sample((folder / "images" / row["image"]).read_bytes(), row | {"split": "val"}, framing, 128))
+        built.append(build_sample((folder / "images" / row["image"]).read_bytes(), row | {"split": "val"}, framing, (128, 128)))
     arrays = label_arrays(to_table(*built))
     joints = transform(arrays["crop_to_image"], arrays["joints"])
     np.testing.assert_allclose(joints, np.reshape([row["joints"] for row in people], (-1, NUM_JOINTS, 2)), atol=1e-3)
@@ -279,3 +297,16 @@ def test_real_people_become_samples_that_map_back(shared_data, framing):
         # head size = 25 * scale, so half a head is 5 % of the side.
         side = 128 * np.linalg.norm(arrays["crop_to_image"][:, :, 0], axis=1)
         assert np.median(0.5 * arrays["head_size"] / side) == pytest.approx(0.05, rel=1e-3)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (96, 128)])
+def test_the_middle_of_a_stored_real_person_is_the_crop_without_a_margin(shared_data, size):
+    folder = shared_data / "mpii-subset"
+    people = read_annotations(str(folder))[1].to_pylist()[::200]
+    for row in people:
+        data = (folder / "images" / row["image"]).read_bytes()
+        plain, wide = (build_sample(data, row | {"split": "val"}, "person", size, margin) for margin in ((0, 0), (26, 19)))
+        exact = crop(data, read_header(data), plain["crop_to_image"].reshape(2, 3), size).astype(int)
+        wide_error = np.abs(cut_margin(decode_jpeg(wide["crop"]), size) - exact).mean()
+        # Both are off by their JPEG alone, which cuts them into other blocks.
+        assert 0 < wide_error < 1.1 * np.abs(decode_jpeg(plain["crop"]) - exact).mean()

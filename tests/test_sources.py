@@ -100,7 +100,7 @@ def write_samples(folder, framing):
     files = []
     for split, numbers in (("train", [0, 1]), ("val", [2])):
         rows = [
-            samples.build_sample(sink.getvalue(), {**person, "image": f"{n}.jpg", "person_index": n, "split": split}, framing, 64)
+            samples.build_sample(sink.getvalue(), {**person, "image": f"{n}.jpg", "person_index": n, "split": split}, framing, (64, 64))
             for n in numbers
         ]
         storage.write_table(str(folder / split / "part-00000.parquet"), pa.Table.from_pylist(rows, samples.SAMPLE))

@@ -18,15 +18,17 @@ from posepipe.optimizers import WeightAverage
 from posepipe.tasks import TASKS
 from posepipe.train_steps import NonFiniteError, Steps, split_batches
 
-NUM_SAMPLES, SIZE = 11, 32
+NUM_SAMPLES, SIZE, MARGIN = 11, 32, 4
 
 
 class Cache:
     """As SampleCache, of random pixels."""
 
+    margin = (MARGIN, MARGIN)
+
     def __init__(self) -> None:
         generator = np.random.default_rng(0)
-        self._pixels = torch.from_numpy(generator.integers(0, 256, (NUM_SAMPLES, 3, SIZE, SIZE), dtype=np.uint8))
+        self._pixels = torch.from_numpy(generator.integers(0, 256, (NUM_SAMPLES, 3, SIZE + 2 * MARGIN, SIZE + 2 * MARGIN), dtype=np.uint8))
         self.labels = {
             "sample_id": np.array([f"s{index}" for index in range(NUM_SAMPLES)]),
             "joints": generator.uniform(0, SIZE, (NUM_SAMPLES, 32)).astype(np.float32),
@@ -36,6 +38,9 @@ class Cache:
         return NUM_SAMPLES
 
     def pixels(self, indices: list[int]) -> torch.Tensor:
+        return self._pixels[indices, :, MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+    def with_margin(self, indices: list[int]) -> torch.Tensor:
         return self._pixels[indices]
 
 
@@ -155,13 +160,13 @@ def test_waiting_for_data_is_told_from_computing(monkeypatch: pytest.MonkeyPatch
     now = [0.0]
     monkeypatch.setattr("posepipe.train_steps.time", SimpleNamespace(monotonic=lambda: now[0]))
     cache = Cache()
-    read = cache.pixels
+    read = cache.with_margin
 
-    def pixels(indices: list[int]) -> torch.Tensor:
+    def with_margin(indices: list[int]) -> torch.Tensor:
         now[0] += 3
         return read(indices)
 
-    cache.pixels = pixels  # type: ignore[method-assign]
+    cache.with_margin = with_margin  # type: ignore[method-assign]
     steps, _ = steps_of(cache)
     steps.own.register_forward_hook(lambda *_: now.__setitem__(0, now[0] + 5))
     progress = nothing_done()

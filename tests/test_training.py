@@ -21,8 +21,22 @@ import pyarrow as pa
 import pytest
 import torch
 
-from posepipe import images, runs, samples, snapshots, storage, train_loop, training, watching
-from posepipe.config import TrainConfig
+from posepipe import (
+    images,
+    mpii,
+    predictions,
+    preparing,
+    runs,
+    samples,
+    scoring,
+    snapshots,
+    storage,
+    train_loop,
+    training,
+    training_data,
+    watching,
+)
+from posepipe.config import PrepareConfig, ScoreConfig, TrainConfig
 from posepipe.models import load_model
 from posepipe.tasks import TASKS
 from posepipe.train_steps import NonFiniteError
@@ -40,6 +54,11 @@ def config(samples_uri: str, runs_uri: str | Path, name: str, **changes: object)
         **changes,
     }
     return TrainConfig(samples_uri=samples_uri, runs_uri=str(runs_uri), name=name, **values)  # type: ignore[arg-type]
+
+
+def crop_of(sample: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """What validation sees of a sample of 64 x 64 px."""
+    return images.cut_margin(images.decode_jpeg(sample["crop"]), (64, 64))
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +96,11 @@ def test_a_run_keeps_what_it_predicted_for_a_few_validation_people(
         sample = labels[row["sample_id"]]
         assert row["epochs"] == [1, 2]
         np.testing.assert_array_equal(row["truth"], np.array(sample["joints"], np.float32))
-        assert np.abs(images.decode_jpeg(row["crop"]).astype(int) - images.decode_jpeg(sample["crop"])).mean() < 3
+        assert np.abs(images.decode_jpeg(row["crop"]).astype(int) - crop_of(sample)).mean() < 3
     # The model after the last epoch, or the one before, is the best one that was kept.
     model, _ = load_model(result["run_uri"])
     model.eval()
-    pixels = np.stack([images.decode_jpeg(labels[row["sample_id"]]["crop"]) for row in rows])
+    pixels = np.stack([crop_of(labels[row["sample_id"]]) for row in rows])
     with torch.inference_mode():
         points = model.predict(torch.from_numpy(pixels).permute(0, 3, 1, 2))[0].numpy()
     kept = np.array([row["points"][result["best_epoch"] - 1] for row in rows]).reshape(points.shape)
@@ -92,7 +111,7 @@ def test_the_checkpoint_holds_all_that_scoring_needs(finished: tuple[TrainConfig
     _, result = finished
     model, model_id = load_model(result["run_uri"])
     assert model_id == result["model_id"]
-    assert (model.config.task, model.config.size, model.config.framing) == ("pose", 64, "person")
+    assert (model.config.task, model.config.size, model.config.framing) == ("pose", (64, 64), "person")
     assert np.shape(model.config.mean_points) == (16, 2)
 
 
@@ -170,7 +189,9 @@ def test_places_of_extra_samples_mean_the_same_in_every_folder(monkeypatch: pyte
 
 
 def test_extra_samples_join_the_train_split_alone(person_samples: str, extra_samples: str) -> None:
-    alone, joined = (training.load_data(config(person_samples, "unused", "x", extra_samples_uri=uris)) for uris in ((), (extra_samples,)))
+    alone, joined = (
+        training_data.load_data(config(person_samples, "unused", "x", extra_samples_uri=uris)) for uris in ((), (extra_samples,))
+    )
     num_extra = samples.read_manifest(extra_samples)["rows"]["train"]
     assert num_extra > 0
     assert joined.train.count() == alone.train.count() + num_extra
@@ -183,7 +204,7 @@ def test_a_person_in_two_places_is_refused_with_the_id(person_samples: str) -> N
     tables = [storage.read_table(uri) for uri in samples.list_split(person_samples, "train")]
     ids = pa.concat_tables(tables)["sample_id"].to_pylist()
     with pytest.raises(ValueError, match=rf"a person may be in one place only, but {len(ids)} are .*'{min(ids)}' among them"):
-        training.load_data(config(person_samples, "unused", "x", extra_samples_uri=(person_samples,)))
+        training_data.load_data(config(person_samples, "unused", "x", extra_samples_uri=(person_samples,)))
 
 
 def test_a_wrong_model_is_refused_before_the_name_is_taken(person_samples: str, tmp_path: Path) -> None:
@@ -412,7 +433,7 @@ def test_a_loss_that_is_not_finite_ends_a_run_at_once_which_goes_on_without_the_
 
 
 def test_the_floor_is_the_mean_pose_of_the_training_labels(person_samples: str) -> None:
-    data = training.load_data(config(person_samples, "unused", "unused"))
+    data = training_data.load_data(config(person_samples, "unused", "unused"))
     joints = []
     for uri in samples.list_split(person_samples, "train"):
         joints.append(samples.label_arrays(storage.read_table(uri))["joints"])
@@ -421,9 +442,55 @@ def test_the_floor_is_the_mean_pose_of_the_training_labels(person_samples: str) 
     assert set(data.floor) >= {"pckh", "pckh_bone", "num_people"}
 
 
+def test_crops_that_are_no_squares_go_all_the_way_and_samples_score_as_their_pictures(
+    ray_session: None, synthetic_mpii: str, tmp_path: Path
+) -> None:
+    samples_uri = str(tmp_path / "samples")
+    prepare = PrepareConfig(mpii_uri=synthetic_mpii, samples_uri=samples_uri, framing="person", people="all", size="48x64", val_percent=25)
+    manifest = preparing.prepare(prepare)
+    run = config(samples_uri, tmp_path, "tall", model="test_resnet", epochs=1)
+    result = training.train(run)
+    assert result["samples"]["size"] == [48, 64]
+    [kept] = {images.decode_jpeg(row["crop"]).shape for row in runs.read_runs([result["run_uri"]])[0].snapshots.to_pylist()}
+    assert kept == (64, 48, 3)
+    # The same people, framed from the pictures themselves.
+    _, persons = mpii.read_annotations(synthetic_mpii)
+    rows = [row for row in persons.to_pylist() if row["center"]]
+    lines = [f"{manifest['images_uri']}/{row['image']},{row['center'][0]},{row['center'][1]},{row['scale']}" for row in rows]
+    (tmp_path / "people.csv").write_text("\n".join(["uri,center_x,center_y,scale", *lines]))
+    found = []
+    for name, inputs in (("samples", {"samples_uri": samples_uri}), ("pictures", {"images_uri": str(tmp_path / "people.csv")})):
+        scoring.score(ScoreConfig(checkpoint_uri=(result["run_uri"],), predictions_uri=str(tmp_path / name), **inputs))
+        found.append(predictions.read_predictions(str(tmp_path / name)).to_pylist())
+    by_frame = {tuple(np.round(row["crop_to_image"], 6)): np.reshape(row["joints"], (16, 2)) for row in found[1]}
+    sides = [10 * row["head_size"] for row in found[0]]
+    off = [
+        np.linalg.norm(np.reshape(row["joints"], (16, 2)) - by_frame[tuple(np.round(row["crop_to_image"], 6))], axis=1).mean() / side
+        for row, side in zip(found[0], sides, strict=True)
+    ]
+    assert np.median(off) < 0.01
+
+
+def test_the_margin_is_decoded_for_training_alone(person_samples: str) -> None:
+    files = samples.list_split(person_samples, "val")
+    stored = [images.decode_jpeg(crop) for uri in files for crop in storage.read_table(uri)["crop"].to_pylist()]
+    for keep_margin, expected in ((True, stored), (False, [crop[13:-13, 13:-13] for crop in stored])):
+        dataset = training_data.load_pixels([person_samples], "val", keep_margin=keep_margin)
+        assert sorted(dataset.to_pandas()["pixels"].tolist()) == sorted(crop.tobytes() for crop in expected)
+
+
+def test_room_is_asked_for_train_samples_with_their_margin_and_others_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"train": 10, "val": 3, "test": 5}
+    storage.write_json(str(tmp_path / storage.MANIFEST), {"size": [40, 60], "margin": [8, 12], "rows": rows})
+    asked: list[int] = []
+    monkeypatch.setattr(training.cluster, "require", lambda _, needs, **__: asked.append(needs[0].cache))
+    training.require_workers("training", config(str(tmp_path), tmp_path, "x"))
+    assert asked == [3 * (10 * 56 * 84 + 3 * 40 * 60)]
+
+
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_an_empty_split_is_refused_with_the_rows_there_are(person_samples: str, tmp_path: Path, task: str) -> None:
     manifest = samples.read_manifest(person_samples)
     storage.write_json(str(tmp_path / storage.MANIFEST), {**manifest, "files": [f for f in manifest["files"] if f["split"] == "test"]})
     with pytest.raises(ValueError, match="has no train samples; rows per split"):
-        training.load_data(config(str(tmp_path), tmp_path, "x", task=task))
+        training_data.load_data(config(str(tmp_path), tmp_path, "x", task=task))
