@@ -281,7 +281,7 @@ def test_score_says_what_is_wrong(mistakes: Mistakes, person_samples: str, image
     message = mistakes.message(score, **{**new, "checkpoint_uri": image_checkpoint}, samples_uri=person_samples)
     assert "the checkpoint was trained on samples of framing image," in message
     message = mistakes.message(score, **{**new, "checkpoint_uri": large_checkpoint}, samples_uri=person_samples)
-    assert "the checkpoint was trained on samples of size 96," in message
+    assert "the checkpoint was trained on samples of size 96 x 96," in message
     assert "needs to know where the person is" in mistakes.message(score, **new, images_uri=tmp_path)
     message = mistakes.message(score, **{**new, "checkpoint_uri": image_checkpoint}, images_uri=tmp_path / "none")
     assert f"no files below {tmp_path / 'none'}" in message
