@@ -435,8 +435,8 @@ class StudyConfig:
     """Everything the study makes goes below this folder. Running again goes on where it stopped."""
     minutes: float = 30.0
     """Of training for each row, in wall-clock minutes: as many epochs as fit, but at least one."""
-    size: int = 128
-    """Side of the crops in px, of all rows but paper, whose crops have 220."""
+    size: int | str = 128
+    """Of the crops in px, of all rows but paper, whose crops have 220: side, or WIDTHxHEIGHT."""
     model: str = "resnet18"
     """The backbone of all rows but paper, whose own is resnetv2_50."""
     feature_stride: int = 16
@@ -445,6 +445,8 @@ class StudyConfig:
     """Where it starts from the row pretrained on: imagenet, or URIs of state dicts."""
     batch_size: int = 32
     """Samples per optimizer step, of all rows but the paper's two."""
+    precision: Precision = "float32"
+    """float32 or bfloat16, of all rows but the paper's two."""
     rows: tuple[StudyRow, ...] = get_args(StudyRow)
     """Which rows there are. Their order is that of the study, whatever the order here."""
     seed: int = 0
@@ -457,7 +459,9 @@ class StudyConfig:
     """Train and score on GPUs."""
 
     def __post_init__(self) -> None:
-        _check_at_least(self, size=8, batch_size=2, feature_stride=4, num_workers=1, cpus_per_worker=1)
+        _check_choices(self)
+        parse_size(self.size)
+        _check_at_least(self, batch_size=2, feature_stride=4, num_workers=1, cpus_per_worker=1)
         if not self.minutes > 0:
             raise ValueError(f"--minutes must be positive, got {self.minutes}")
         for row in self.rows:

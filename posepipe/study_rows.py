@@ -23,7 +23,7 @@ RECIPE: Mapping[str, Any] = {
 ROWS: Mapping[str, Mapping[str, Any]] = {
     "paper": {"framing": "image", "people": "single", "size": 220, **PRESETS["paper-pose-resnet"]},
     "paper-small": {"size": FROM_STUDY, "model": FROM_STUDY, "feature_stride": FROM_STUDY},
-    "masks": {"regression_head": "direct", "missing_joints": "mask", "batch_size": FROM_STUDY, **RECIPE},
+    "masks": {"regression_head": "direct", "missing_joints": "mask", "batch_size": FROM_STUDY, "precision": FROM_STUDY, **RECIPE},
     "person": {"framing": "person", "people": "all"},
     "augment": {"augment": True},
     "pretrained": {"weights": FROM_STUDY},

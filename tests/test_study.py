@@ -77,7 +77,7 @@ def test_a_calibration_that_was_interrupted_begins_anew_and_keeps_no_weights(mon
         ({"weights": ("none",)}, "--weights none leaves the row pretrained without effect"),
         ({"minutes": 0.0}, "--minutes must be positive, got 0.0"),
         ({"minutes": float("nan")}, "--minutes must be positive, got nan"),
-        ({"size": 7}, "--size must be at least 8, got 7"),
+        ({"size": 7}, "--size must be a number of px of at least 8, or WIDTHxHEIGHT of such, got 7"),
         ({"num_workers": 0}, "--num-workers must be at least 1, got 0"),
     ],
 )
