@@ -37,4 +37,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "mpii-resnet50-simcc": {**_MPII, "regression_head": "simcc"},
     # 88.5: github.com/microsoft/human-pose-estimation.pytorch, 256x256_pose_resnet_50 (with 140 epochs at 1e-3)
     "mpii-resnet50-heatmap": {**_MPII, "regression_head": "heatmap"},
+    # For person crops of 128 px and minutes to hours on CPUs; docs/results.md says what it reached on a twentieth of MPII.
+    "mpii-resnet18-small": {
+        "task": "pose",
+        "model": "resnet18",
+        "feature_stride": 16,
+        "weights": ["imagenet"],
+        "regression_head": "unet",
+        "optimizer": "adamw",
+        "learning_rate": 1e-3,
+        "weight_decay": 0.05,
+        "ema_decay": 0.999,
+        "batch_size": 32,
+        "epochs": 60,
+        "schedule": "cosine",
+        "augment": True,
+    },
 }

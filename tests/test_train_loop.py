@@ -32,3 +32,17 @@ def test_three_workers_score_every_row_once_and_come_to_the_score_of_one() -> No
     for other_loss, other_score in run_apart(validate, 3):
         assert other_loss == pytest.approx(loss, rel=1e-6)
         assert other_score == pytest.approx(score, nan_ok=True)
+
+
+def test_a_run_is_stalled_where_the_last_epochs_brought_nothing_better():
+    def history(*scores):
+        return [{"objective": score} for score in scores]
+
+    rising = history(0.1, 0.2, 0.3, 0.4)
+    stalled = history(0.1, 0.4, 0.3, 0.4)
+    assert not train_loop.is_stalled(rising, 2)
+    assert train_loop.is_stalled(stalled, 2)
+    assert not train_loop.is_stalled(stalled, 3), "two epochs after the best one"
+    assert not train_loop.is_stalled(stalled, 0)
+    assert not train_loop.is_stalled(history(0.4, 0.3), 2)
+    assert not train_loop.is_stalled([], 1)

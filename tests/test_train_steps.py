@@ -1,6 +1,7 @@
 """Steps of one worker, without Ray: what is left out, and that a resumed epoch is the same epoch."""
 
 import copy
+import dataclasses
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from posepipe.global_batch import GlobalBatch, share
 from posepipe.models import ModelConfig, build_model
 from posepipe.optimizers import WeightAverage
 from posepipe.tasks import TASKS
-from posepipe.train_steps import NonFiniteError, Steps, split_batches
+from posepipe.train_steps import NonFiniteError, Steps, find_valid, split_batches
 
 NUM_SAMPLES, SIZE, MARGIN = 11, 32, 4
 
@@ -172,3 +173,28 @@ def test_waiting_for_data_is_told_from_computing(monkeypatch: pytest.MonkeyPatch
     progress = nothing_done()
     steps.run_epoch(progress)
     assert progress.seconds == {"data": 9, "compute": 15, "checkpoint": 0}
+
+
+def test_long_gradients_are_cut_and_short_ones_are_not():
+    moved = {}
+    for clip_norm in (0.0, 1e-3, 1e6):
+        steps, _ = steps_of(Cache(), augment=False, learning_rate=1.0, clip_norm=clip_norm)
+        steps = dataclasses.replace(steps, optimizer=torch.optim.SGD(steps.own.parameters(), lr=1.0))
+        before = torch.cat([parameter.detach().flatten().clone() for parameter in steps.own.parameters()])
+        steps._step(torch.arange(4), nothing_done())
+        moved[clip_norm] = (torch.cat([parameter.detach().flatten() for parameter in steps.own.parameters()]) - before).norm().item()
+    assert moved[1e-3] == pytest.approx(1e-3, rel=1e-3)
+    assert moved[0.0] == moved[1e6] > 1e-3
+
+
+def test_the_average_follows_the_steps_that_were_made():
+    steps, _ = steps_of(poisoned(5), missing_joints="zero", augment=False, on_nonfinite="skip", ema_decay=0.9)
+    steps.run_epoch(nothing_done())
+    assert steps.average.num_steps == 2, "the third one was left out"
+
+
+def test_joints_outside_the_crop_are_not_learned_but_boxes_that_reach_out_are():
+    inside, outside = [10.0, 20.0], [40.0, 20.0]
+    points = torch.tensor([[inside, outside, [math.nan, 1.0]]])
+    assert find_valid(points, TASKS["pose"], (32, 48)).tolist() == [[True, False, False]]
+    assert find_valid(points, TASKS["head"], (32, 48)).tolist() == [[True, True, False]]

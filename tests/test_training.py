@@ -251,7 +251,8 @@ def without_clock(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def interruptible(samples_uri: str, runs_uri: str | Path, name: str, **changes: object) -> TrainConfig:
     """A run whose bits can be compared, with a checkpoint after every step."""
-    return config(samples_uri, runs_uri, name, epochs=5, schedule="cosine", deterministic=True, checkpoint_every=1, **changes)
+    recipe = {"optimizer": "adamw", "weight_decay": 0.01, "clip_norm": 5.0, "ema_decay": 0.9, "schedule": "cosine"}
+    return config(samples_uri, runs_uri, name, epochs=5, deterministic=True, checkpoint_every=1, **recipe, **changes)
 
 
 @pytest.fixture(scope="module")
