@@ -107,7 +107,10 @@ def test_dropout_masks_are_of_the_global_batch() -> None:
     assert torch.equal(layers.eval()(torch.ones(3, 50)), torch.ones(3, 50))
 
 
-@pytest.mark.parametrize(("model", "head"), [("deeppose", "paper"), ("resnet10t", "heatmap"), ("resnetv2_50", "direct")])
+@pytest.mark.parametrize(
+    ("model", "head"),
+    [("deeppose", "paper"), ("resnetv2_50", "direct"), *(("resnet10t", head) for head in ("rle", "simcc", "heatmap", "unet"))],
+)
 def test_a_worker_without_a_row_has_gradients_of_zero(model: str, head: str) -> None:
     config = ModelConfig(
         task="pose",
