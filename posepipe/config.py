@@ -142,7 +142,8 @@ class TrainConfig:
     feature_stride: int = 32
     """Cut a timm backbone at the last stage with at most this stride."""
     weights: tuple[str, ...] = ("none",)
-    """Where the backbone starts: none (random), imagenet (timm's download) or URIs of state dicts, loaded in this order."""
+    """Where the network starts: none (random), imagenet (timm's download) or URIs of state dicts, loaded in this order. The
+    model.safetensors of another run also gives its regression head, where that is the same."""
     freeze_norm: bool = False
     """Keep the backbone's BatchNorm statistics as loaded."""
     missing_joints: MissingJoints = "mask"

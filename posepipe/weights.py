@@ -1,7 +1,7 @@
-"""Where a backbone starts: ImageNet weights, or state dicts at URIs, whole or partial."""
+"""Where a network starts: ImageNet weights, state dicts at URIs, whole or partial, or another run's model."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import safetensors.torch
@@ -12,10 +12,12 @@ from torch import Tensor
 from posepipe import storage
 from posepipe.models import MODELS, PoseModel
 
+HEAD = "head."
+
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a weights file did: names of the backbone's tensors."""
+    """What a weights file did: names of the backbone's tensors and, with `head.` before them, of the regression head's."""
 
     loaded: list[str]
     missing: list[str]
@@ -23,9 +25,10 @@ class LoadReport:
 
 
 def load_weights(model: PoseModel, sources: Sequence[str]) -> LoadReport:
-    """Starts the backbone from `imagenet` (timm's download) or from state dicts at URIs, one after the other.
+    """Starts the network from `imagenet` (timm's download) or from state dicts at URIs, one after the other.
 
-    A tensor is taken where name and shape fit, after prefixes such as `module.` or `backbone.` are cut off; files may be partial.
+    A tensor is taken where name and shape fit, after prefixes such as `module.` or `backbone.` are cut off; files may be partial. A model
+    of this project also gives its regression head, where that is of the same kind and size in all its tensors.
 
     Raises:
         ValueError: no tensor of a file fits, the file is no state dict, or the backbone has no ImageNet weights.
@@ -33,10 +36,18 @@ def load_weights(model: PoseModel, sources: Sequence[str]) -> LoadReport:
     own = model.backbone.state_dict()
     places = {_key(name): name for name in own}
     loaded: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
     unused: list[str] = []
     sources = [source for source in sources if source != "none"]
     for source in sources:
         state = _imagenet_weights(model.config.model) if source == "imagenet" else _read_state_dict(source)
+        of_head = {name.removeprefix(HEAD): tensor for name, tensor in state.items() if name.startswith(HEAD)}
+        if of_head and any(name.startswith("backbone.") for name in state):
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(HEAD)}
+            if _shapes(of_head) == _shapes(model.head.state_dict()):
+                head = of_head
+            else:
+                unused += [HEAD + name for name in of_head]
         state = _strip_prefix(state, set(places))
         fitting = {places[_key(name)]: tensor for name, tensor in state.items() if _key(name) in places}
         fitting = {name: tensor for name, tensor in fitting.items() if tensor.shape == own[name].shape}
@@ -48,9 +59,15 @@ def load_weights(model: PoseModel, sources: Sequence[str]) -> LoadReport:
         loaded |= fitting
         unused += [name for name in state if places.get(_key(name)) not in fitting]
     model.backbone.load_state_dict(loaded, strict=False)
+    if head:
+        model.head.load_state_dict(head)
     # The counter of BatchNorm is no weight: files leave it out.
     missing = [name for name in own if name not in loaded and not name.endswith("num_batches_tracked")] if sources else []
-    return LoadReport(sorted(loaded), missing, unused)
+    return LoadReport(sorted([*loaded, *(HEAD + name for name in head)]), missing, unused)
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
 
 
 def _imagenet_weights(name: str) -> dict[str, Tensor]:

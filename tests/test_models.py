@@ -276,6 +276,24 @@ def test_later_files_go_over_earlier_ones(write_state):
     assert (model.backbone.state_dict()[name] == 7).all()
 
 
+def test_another_runs_model_gives_its_head_where_that_is_the_same(tmp_path):
+    trained = build(regression_head="unet", feature_stride=16)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(1)
+    path = str(tmp_path / MODEL_FILE)
+    save_model(trained, path)
+    same = build(regression_head="unet", feature_stride=16)
+    report = load_weights(same, [path])
+    assert (report.missing, report.unused) == ([], [])
+    assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in same.state_dict().items())
+    other = build(regression_head="heatmap", feature_stride=16)
+    report = load_weights(other, [path])
+    assert report.missing == []
+    assert set(report.unused) == {f"head.{name}" for name in trained.head.state_dict()}
+    assert not any(name.startswith("head.") for name in report.loaded)
+
+
 def test_no_sources_load_nothing():
     model = build()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
