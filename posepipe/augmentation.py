@@ -58,8 +58,11 @@ def augment(
     rank, world = place
     # One row of numbers per row of the global batch, drawn in one go: the first rows do not depend on how many follow.
     drawn = torch.rand((rank + world * (len(pixels) - 1) + 1, NUM_DRAWN), generator=generator)[rank::world]
-    warped, moved = warp(pixels, points, task, drawn[:, WARP].to(pixels.device), margin)
-    return hide(blur(recolour(warped, drawn[:, RECOLOUR]), drawn[:, BLUR]), drawn[:, HOLE]), moved
+    warped, moved = warp(pixels, points, task, drawn[:, WARP].to(pixels.device, non_blocking=True), margin)
+    changed = recolour(warped, drawn[:, RECOLOUR])
+    blur(changed, drawn[:, BLUR])
+    hide(changed, drawn[:, HOLE])
+    return changed, moved
 
 
 def warp(pixels: Tensor, points: Tensor, task: Task, drawn: Tensor, margin: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -87,8 +90,10 @@ def warp(pixels: Tensor, points: Tensor, task: Task, drawn: Tensor, margin: tupl
     # grid_sample asks where each pixel comes from: units of half the crop -> units of half of what is stored, from the middles of both.
     offset = (centre - middle - (inverse @ shift[..., None])[..., 0]) * 2 / stored
     linear = inverse * size / stored[:, None]
-    grid = F.affine_grid(torch.cat([linear, offset[..., None]], dim=-1), [len(pixels), 3, height, width], align_corners=False)
-    warped = F.grid_sample(pixels.float(), grid, align_corners=False)
+    across, down = ((2 * torch.arange(side, device=pixels.device) + 1) / side - 1 for side in (width, height))
+    # As F.affine_grid, but each coordinate lies together, which is written and read in half the time.
+    grid = torch.addcmul((linear[:, :, 1:] * down + offset[..., None])[..., None], linear[:, :, :1, None], across)
+    warped = F.grid_sample(pixels.float(), grid.permute(0, 2, 3, 1), align_corners=False)
 
     ordered = torch.where(is_flipped[:, None, None], points[:, list(task.flip_order)], points)
     if task.is_box:
@@ -127,48 +132,55 @@ def _aim_at_half_bodies(
 
 def recolour(pixels: Tensor, drawn: Tensor) -> Tensor:
     """Changes saturation, contrast and tint; (N, 3, H, W) pixels in [0, 255], drawn (N, 5) in [0, 1)."""
-    drawn = drawn.to(pixels.device)[..., None, None]
-    grey = (pixels * pixels.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
-    coloured = grey + (pixels - grey) * _between(drawn[:, :1], 1 - MAX_SATURATION, 1 + MAX_SATURATION)
+    drawn = drawn.to(pixels.device, non_blocking=True)[..., None, None]
+    saturation = _between(drawn[:, :1], 1 - MAX_SATURATION, 1 + MAX_SATURATION)
     gain = _between(drawn[:, 1:2], 1 - MAX_CONTRAST, 1 + MAX_CONTRAST) * _between(drawn[:, 2:], 1 - MAX_TINT, 1 + MAX_TINT)
-    return (coloured * gain).clamp_(0, 255)
+    grey = pixels[:, :1] * LUMA[0]
+    for channel in (1, 2):
+        grey.add_(pixels[:, channel : channel + 1], alpha=LUMA[channel])
+    # gain * (grey + saturation * (pixels - grey)), with as few passes over the pixels as there can be.
+    return (pixels * (gain * saturation)).addcmul_(grey, gain * (1 - saturation)).clamp_(0, 255)
 
 
-def blur(pixels: Tensor, drawn: Tensor) -> Tensor:
-    """Blurs some rows, each by a Gaussian of its own width; (N, 3, H, W), drawn (N, 2) on the CPU: whether, and how much."""
+def blur(pixels: Tensor, drawn: Tensor) -> None:
+    """Blurs some rows in place, each by a Gaussian of its own width; (N, 3, H, W), drawn (N, 2) on the CPU: whether, and how much."""
     # The rows are chosen on the CPU, so that nobody waits for the device.
     rows = (drawn[:, 0] < BLUR_SHARE).nonzero()[:, 0]
     if not len(rows):
-        return pixels
-    steps = torch.arange(-BLUR_REACH, BLUR_REACH + 1)
+        return
+    steps = torch.arange(BLUR_REACH + 1)
     weights = torch.exp(-((steps / _between(drawn[rows, 1:], *BLURS)) ** 2) / 2)
-    weights = (weights / weights.sum(dim=1, keepdim=True)).to(pixels.device)
-    rows = rows.to(pixels.device)
+    weights = weights / (2 * weights.sum(dim=1, keepdim=True) - weights[:, :1])
+    weights = weights.to(pixels.device, non_blocking=True)[..., None, None, None]
+    rows = rows.to(pixels.device, non_blocking=True)
     blurred = pixels[rows]
     for dim, pad in ((-1, (BLUR_REACH, BLUR_REACH, 0, 0)), (-2, (0, 0, BLUR_REACH, BLUR_REACH))):
         padded, side = F.pad(blurred, pad, mode="replicate"), blurred.shape[dim]
         # Sums of shifted pictures, not a convolution, whose rounding would depend on how many rows it is of.
-        blurred = torch.zeros_like(blurred)
-        for step in range(len(steps)):
-            blurred += weights[:, step, None, None, None] * padded.narrow(dim, step, side)
-    return pixels.index_copy(0, rows, blurred.clamp_(0, 255))
+        torch.mul(padded.narrow(dim, BLUR_REACH, side), weights[:, 0], out=blurred)
+        both = torch.empty_like(blurred)
+        for step in range(1, BLUR_REACH + 1):
+            torch.add(padded.narrow(dim, BLUR_REACH - step, side), padded.narrow(dim, BLUR_REACH + step, side), out=both)
+            blurred.addcmul_(both, weights[:, step])
+    pixels.index_copy_(0, rows, blurred.clamp_(0, 255))
 
 
-def hide(pixels: Tensor, drawn: Tensor) -> Tensor:
-    """Covers parts of some rows with one or two rectangles of a random colour; (N, 3, H, W), drawn (N, 15) in [0, 1)."""
-    drawn = drawn.to(pixels.device)
+def hide(pixels: Tensor, drawn: Tensor) -> None:
+    """Covers parts of some rows in place, with one or two rectangles of a random colour; (N, 3, H, W), drawn (N, 15) on the CPU."""
     height, width = pixels.shape[-2:]
     for number, share in enumerate((HOLES_SHARE, HOLES_SHARE / 2)):
-        # The same draw decides on both: who has a second rectangle has a first.
-        is_hidden = drawn[:, :1] < share
-        of_hole = drawn[:, 1 + 7 * number : 8 + 7 * number]
+        # The same draw decides on both: who has a second rectangle has a first. As for blur, the CPU chooses.
+        rows = (drawn[:, 0] < share).nonzero()[:, 0]
+        if not len(rows):
+            return
+        of_hole = drawn[rows, 1 + 7 * number : 8 + 7 * number].to(pixels.device, non_blocking=True)
+        rows = rows.to(pixels.device, non_blocking=True)
         within = []
         for axis, side in enumerate((width, height)):
             place = (torch.arange(side, device=pixels.device) + 0.5) / side
             within.append((place - of_hole[:, axis, None]).abs() < _between(of_hole[:, 2 + axis, None], *HOLES) / 2)
-        mask = (within[1][:, :, None] & within[0][:, None, :] & is_hidden[..., None])[:, None]
-        pixels = torch.where(mask, 255 * of_hole[:, 4:, None, None], pixels)
-    return pixels
+        mask = (within[1][:, :, None] & within[0][:, None, :])[:, None]
+        pixels.index_copy_(0, rows, torch.where(mask, 255 * of_hole[:, 4:, None, None], pixels[rows]))
 
 
 def _between(drawn: Tensor, low: float, high: float) -> Tensor:

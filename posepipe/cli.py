@@ -12,12 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
-import yaml
 
-from posepipe import storage
 from posepipe.config import TrainConfig, TuneConfig, check_choice
 from posepipe.presets import PRESETS
-from posepipe.retrying import StorageUnavailableError
 
 Config = TypeVar("Config")
 
@@ -60,7 +57,12 @@ def user_errors() -> Iterator[None]:
             raise
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    except StorageUnavailableError as error:
+    except RuntimeError as error:
+        # Here, as it brings botocore, which `--help` can do without.
+        from posepipe.retrying import StorageUnavailableError
+
+        if not isinstance(error, StorageUnavailableError):
+            raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
 
@@ -96,6 +98,11 @@ def _merge_repeated(flags: Sequence[str], several: set[str]) -> list[str]:
 
 
 def _read_yaml(uri: str) -> dict[str, Any]:
+    # Here, as they take longer to import than all that `--help` needs.
+    import yaml
+
+    from posepipe import storage
+
     try:
         values = yaml.safe_load(storage.read_bytes(uri))
     except (FileNotFoundError, yaml.YAMLError) as error:

@@ -26,9 +26,10 @@ def build_optimizer(model: PoseModel, config: TrainConfig) -> torch.optim.Optimi
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((config.learning_rate * config.layer_decay**depth, decay), []).append(parameter)
     parameters = [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+    # Fused: one pass over the weights, where there would be one for each term of the formula.
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=MOMENTUM, nesterov=True)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, lr=config.learning_rate)
+        return torch.optim.SGD(parameters, lr=config.learning_rate, momentum=MOMENTUM, nesterov=True, fused=True)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](parameters, lr=config.learning_rate, fused=True)
 
 
 def _block(name: str) -> str:

@@ -5,12 +5,14 @@ statistics and dropout masks those of the global batch. All that is drawn is a f
 resumed at a step draws the same again.
 """
 
+import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -26,6 +28,9 @@ from posepipe.models import PoseModel
 from posepipe.optimizers import WeightAverage
 from posepipe.sample_cache import SampleCache
 from posepipe.tasks import Task
+
+Item = TypeVar("Item")
+Fetched = TypeVar("Fetched")
 
 
 class NonFiniteError(ValueError):
@@ -44,6 +49,26 @@ def seed_of(*numbers: int) -> int:
 def find_valid(target: Tensor, task: Task, size: tuple[int, int]) -> Tensor:
     """Which points (N, K, 2) have a label that a loss may look at: joints outside the crop cannot be seen, a box may reach out of it."""
     return target.isfinite().all(dim=-1) if task.is_box else is_inside(target, size)
+
+
+@contextlib.contextmanager
+def read_ahead(fetch: Callable[[Item], Fetched], items: Iterable[Item], *, is_ahead: bool) -> Iterator[Iterator[Fetched]]:
+    """What `fetch` gives for each item, in their order; where `is_ahead`, a thread fetches the next one while one is used."""
+    if not is_ahead:
+        yield map(fetch, items)
+        return
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        yield _one_ahead(fetch, items, pool)
+
+
+def _one_ahead(fetch: Callable[[Item], Fetched], items: Iterable[Item], pool: ThreadPoolExecutor) -> Iterator[Fetched]:
+    following = None
+    for item in items:
+        current, following = following, pool.submit(fetch, item)
+        if current is not None:
+            yield current.result()
+    if following is not None:
+        yield following.result()
 
 
 @dataclass(frozen=True)
@@ -91,25 +116,33 @@ class Steps:
                     module.eval()
         order = torch.randperm(len(self.cache), generator=torch.Generator().manual_seed(self.config.seed + progress.epoch))
         batches = split_batches(order, self.config.batch_size)
-        for batch in batches[progress.step :]:
-            self._step(batch, progress)
-            if self.config.checkpoint_every and progress.step % self.config.checkpoint_every == 0 and progress.step < len(batches):
-                self.save(progress)
+        # A CPU that computes has no time to spare for fetching besides.
+        with read_ahead(self._fetch, batches[progress.step :], is_ahead=self.device.type != "cpu") as fetched:
+            for batch in batches[progress.step :]:
+                self._step(batch, fetched, progress)
+                if self.config.checkpoint_every and progress.step % self.config.checkpoint_every == 0 and progress.step < len(batches):
+                    self.save(progress)
         if not any(math.isfinite(loss) for loss in progress.losses):
             raise NonFiniteError(f"all {len(batches)} steps of epoch {progress.epoch + 1} were left out: no loss was finite")
 
-    def _step(self, batch: Tensor, progress: Progress) -> None:
+    def _fetch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """This worker's part of a global batch, on the CPU: pixels, with their margin where they are augmented, and target."""
+        indices = batch[self.batch.rank :: self.batch.world]
+        # A worker may have no part of a last, small batch.
+        read = self.cache.with_margin if self.config.augment and len(indices) else self.cache.pixels
+        parts = read(indices.tolist()), self.truth[indices]
+        # From pinned memory the device copies while it computes.
+        return (parts[0].pin_memory(), parts[1].pin_memory()) if self.device.type == "cuda" else parts
+
+    def _step(self, batch: Tensor, fetched: Iterator[tuple[Tensor, Tensor]], progress: Progress) -> None:
         start = time.monotonic()
         config, rank, world = self.config, self.batch.rank, self.batch.world
         place = (config.seed, progress.epoch, progress.step)
         torch.manual_seed(seed_of(*place, rank))
         self.batch.begin(len(batch), seed_of(*place, -1))
-        indices = batch[rank::world]
-        is_augmented = config.augment and len(indices) > 0
-        read = self.cache.with_margin if is_augmented else self.cache.pixels
-        pixels, target = read(indices.tolist()).to(self.device, non_blocking=True), self.truth[indices].to(self.device)
+        pixels, target = (part.to(self.device, non_blocking=True) for part in next(fetched))
         loaded = time.monotonic()
-        if is_augmented:
+        if config.augment and len(pixels):
             generator = torch.Generator().manual_seed(seed_of(*place))
             pixels, target = augment(pixels, target, self.task, generator, (rank, world), self.cache.margin)
         if config.missing_joints == "zero":
@@ -129,12 +162,15 @@ class Steps:
         # Gradients are averaged over workers; with this factor that is the gradient of the mean over the global batch.
         (loss * (world / sums[1].clamp_min(1)).to(loss.dtype)).backward()
         gradients = [parameter.grad for parameter in self.own.parameters() if parameter.grad is not None]
-        largest = torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)
+        norm = torch.nn.utils.get_total_norm(gradients)
         # The one time in a step that the device is waited for.
-        loss_sum, num_points, largest_gradient = torch.cat([sums, largest.double().view(1)]).tolist()
+        loss_sum, num_points, largest_gradient = torch.cat([sums, norm.double().view(1)]).tolist()
+        if not math.isfinite(largest_gradient):
+            # On CPUs the largest one takes ten times as long, and is finite where only a square is too large for a float32.
+            largest_gradient = torch.nn.utils.get_total_norm(gradients, norm_type=math.inf).item()
         if math.isfinite(loss_sum) and math.isfinite(largest_gradient):
             if config.clip_norm:
-                torch.nn.utils.clip_grad_norm_(self.own.parameters(), config.clip_norm)
+                torch.nn.utils.clip_grads_with_norm_(self.own.parameters(), config.clip_norm, norm)
             self.optimizer.step()
             if self.average is not None:
                 self.average.update(self.own)

@@ -283,7 +283,8 @@ def test_contrast_and_tint_by_hand():
 def test_some_rows_are_blurred_each_by_its_own_width():
     points = MIDDLE.round().expand(4, 2)
     sharp = dots(points, (0, 0))
-    blurred = blur(sharp, torch.tensor([[0.0, 0.0], [BLUR_SHARE, 0.5], [0.0, 1.0], [0.99, 0.0]]))
+    blurred = sharp.clone()
+    blur(blurred, torch.tensor([[0.0, 0.0], [BLUR_SHARE, 0.5], [0.0, 1.0], [0.99, 0.0]]))
     assert torch.equal(blurred[[1, 3]], sharp[[1, 3]])
     torch.testing.assert_close(blurred.sum(dim=(2, 3)), sharp.sum(dim=(2, 3)), rtol=1e-4, atol=0)
     place = torch.arange(WIDTH) - points[0, 0]
@@ -296,7 +297,19 @@ def test_some_rows_are_blurred_each_by_its_own_width():
 
 def test_a_blurred_picture_is_not_darker_at_its_border():
     plain = torch.full((2, 3, 9, 7), 90.0)
-    torch.testing.assert_close(blur(plain, torch.tensor([[0.0, 1.0]] * 2)), plain)
+    blurred = plain.clone()
+    blur(blurred, torch.tensor([[0.0, 1.0]] * 2))
+    torch.testing.assert_close(blurred, plain)
+
+
+def test_a_blur_is_the_gaussian_of_all_its_steps():
+    dot = torch.zeros(1, 3, 31, 21)
+    dot[..., 15, 10] = 100.0
+    blur(dot, torch.tensor([[0.0, 0.5]]))
+    weights = torch.exp(-(torch.arange(-4, 5.0) ** 2) / 2)  # sigma 1 px, in the middle of BLURS
+    weights /= weights.sum()
+    torch.testing.assert_close(dot[0, 0, 11:20, 6:15], 100 * weights[:, None] * weights)
+    assert dot[0, 0].count_nonzero() == 81
 
 
 def test_rectangles_of_one_colour_cover_parts_of_some_rows():
@@ -304,7 +317,8 @@ def test_rectangles_of_one_colour_cover_parts_of_some_rows():
     # x, y, width, height, red, green, blue: 20 % x 10 % around (25, 40), and 10 % x 30 % beyond the left border.
     first, second = [0.5, 0.4, 0.5, 0.0, 1.0, 0.0, 0.2], [0.0, 0.9, 0.0, 1.0, 0.0, 1.0, 0.0]
     drawn = torch.tensor([[who, *first, *second] for who in (0.0, HOLES_SHARE / 2, HOLES_SHARE, 0.99)])
-    two, one, none, others = hide(plain, drawn)
+    two, one, none, others = covered = plain.clone()
+    hide(covered, drawn)
     assert torch.equal(none, plain[0])
     assert torch.equal(others, plain[0])
     changed = (one != 90).any(dim=0).nonzero()

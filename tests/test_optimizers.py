@@ -1,10 +1,12 @@
 """optimizers.py: groups of parameters, schedules worked by hand, and an average that follows."""
 
+import copy
 import dataclasses
 import math
 
 import pytest
 import torch
+from test_global_batch import run_apart
 from torch import nn
 
 from posepipe.config import TrainConfig
@@ -73,6 +75,51 @@ def test_the_optimizer_is_the_named_one(name, kind):
     assert type(optimizer) is kind
     assert {group["lr"] for group in optimizer.param_groups} == {0.1}
     assert name != "sgd" or optimizer.param_groups[0]["momentum"] == 0.9
+
+
+def gradients(own, seed):
+    """Of a step: autograd's, which lie in memory as their parameters do."""
+    own(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) * 255).square().sum().backward()
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_fused_steps_are_those_of_the_formula(name):
+    config = change(optimizer=name, weight_decay=0.01, learning_rate=1e-3)
+    torch.manual_seed(0)
+    own = model("resnet10t")
+    other = copy.deepcopy(own)
+    fused, plain = build_optimizer(own, config), build_optimizer(other, config)
+    for group in plain.param_groups:
+        group["fused"] = False
+    for seed in range(3):
+        for each, optimizer in ((own, fused), (other, plain)):
+            optimizer.zero_grad()
+            gradients(each, seed)
+            optimizer.step()
+    for (parameter_name, one), two in zip(own.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5, msg=parameter_name)
+
+
+def layouts(rank, world):
+    """Which gradients lie otherwise than their parameters, of which a fused step on a CPU would make nonsense in silence."""
+    own = model("resnet10t", head="unet")
+    shared = nn.parallel.DistributedDataParallel(own) if world > 1 else own
+    different = []
+    for seed in range(2):
+        gradients(shared, seed)
+        for name, parameter in own.named_parameters():
+            places = [
+                [step for step, side in zip(each.stride(), each.shape, strict=True) if side > 1] for each in (parameter, parameter.grad)
+            ]
+            if places[0] != places[1]:
+                different.append(name)
+    return len(list(own.parameters())), different
+
+
+def test_gradients_lie_in_memory_as_their_parameters_do_for_any_number_of_workers():
+    for count, different in (layouts(0, 1), *run_apart(layouts, 2)):
+        assert count > 20
+        assert different == []
 
 
 def test_schedules_by_hand():

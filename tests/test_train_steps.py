@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import math
+import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +19,7 @@ from posepipe.global_batch import GlobalBatch, share
 from posepipe.models import ModelConfig, build_model
 from posepipe.optimizers import WeightAverage
 from posepipe.tasks import TASKS
-from posepipe.train_steps import NonFiniteError, Steps, find_valid, split_batches
+from posepipe.train_steps import NonFiniteError, Steps, find_valid, read_ahead, split_batches
 
 NUM_SAMPLES, SIZE, MARGIN = 11, 32, 4
 
@@ -150,6 +152,61 @@ def test_a_gradient_that_is_not_finite_counts_like_a_loss() -> None:
         steps.run_epoch(nothing_done())
 
 
+def test_a_gradient_whose_square_is_no_float32_is_finite() -> None:
+    steps, _ = steps_of(Cache())
+    steps.own.head.linear.bias.register_hook(lambda gradient: torch.full_like(gradient, 1e30))
+    progress = nothing_done()
+    steps.run_epoch(progress)
+    assert len(progress.losses) == 3
+    assert all(torch.isfinite(parameter).all() for parameter in steps.own.parameters())
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_what_is_fetched_comes_in_order_and_at_most_one_ahead(is_ahead: bool) -> None:
+    asked: list[int] = []
+
+    def fetch(item: int) -> int:
+        asked.append(item)
+        return 10 * item
+
+    with read_ahead(fetch, range(5), is_ahead=is_ahead) as fetched:
+        for item in range(5):
+            assert next(fetched) == 10 * item
+            assert len(asked) <= item + 1 + is_ahead
+    assert asked == [0, 1, 2, 3, 4]
+
+
+def test_the_next_batch_is_fetched_while_one_is_used() -> None:
+    is_asked = threading.Event()
+    with read_ahead(lambda item: is_asked.set() if item else None, range(2), is_ahead=True) as fetched:
+        next(fetched)
+        assert is_asked.wait(60)
+
+
+def use(fetch: Callable[[int], Any], *, is_ahead: bool, used: list[Any]) -> None:
+    with read_ahead(fetch, (2, 1, 0, 1), is_ahead=is_ahead) as fetched:
+        used.extend(fetched)
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_a_fault_of_fetching_comes_up_at_its_own_batch_and_leaves_no_thread(is_ahead: bool) -> None:
+    used: list[Any] = []
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError):
+        use(lambda item: 6 // item, is_ahead=is_ahead, used=used)
+    assert used == [3, 6]
+    assert threading.active_count() == before
+
+
+def test_an_epoch_whose_batches_are_fetched_ahead_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, ahead = steps_of(Cache())[0], steps_of(Cache())[0]
+    whole.run_epoch(nothing_done())
+    monkeypatch.setattr("posepipe.train_steps.read_ahead", lambda fetch, items, is_ahead: read_ahead(fetch, items, is_ahead=True))
+    ahead.run_epoch(nothing_done())
+    for name, tensor in whole.own.state_dict().items():
+        assert torch.equal(tensor, ahead.own.state_dict()[name]), name
+
+
 def test_an_epoch_of_nothing_but_skipped_steps_stops() -> None:
     steps, _ = steps_of(Cache(), on_nonfinite="skip")
     steps.own.head.linear.bias.register_hook(lambda gradient: gradient * math.inf)
@@ -181,7 +238,8 @@ def test_long_gradients_are_cut_and_short_ones_are_not():
         steps, _ = steps_of(Cache(), augment=False, learning_rate=1.0, clip_norm=clip_norm)
         steps = dataclasses.replace(steps, optimizer=torch.optim.SGD(steps.own.parameters(), lr=1.0))
         before = torch.cat([parameter.detach().flatten().clone() for parameter in steps.own.parameters()])
-        steps._step(torch.arange(4), nothing_done())
+        batch = torch.arange(4)
+        steps._step(batch, iter([steps._fetch(batch)]), nothing_done())
         moved[clip_norm] = (torch.cat([parameter.detach().flatten() for parameter in steps.own.parameters()]) - before).norm().item()
     assert moved[1e-3] == pytest.approx(1e-3, rel=1e-3)
     assert moved[0.0] == moved[1e6] > 1e-3
