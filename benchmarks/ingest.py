@@ -8,17 +8,14 @@ All read the same files on the same cores, one after the other, round by round. 
   is measured against the faster of the two.
 * DataLoader: torchvision's decoder and antialiased resize, one worker process per core, which are started before the clock.
 * ceiling: bytes in memory -> header and crop in one process, one thread, times the cores. Who also reads or writes is below it.
+* from S3 (with --s3-uri): prepare of the same pictures, read from an S3 server instead; "S3 alone" only fetches them, in one process. Where
+  that is several times as fast as prepare, the server is not what prepare waits for.
 
 Ray is started and every contestant has gone over all files once before the first round, so the file cache is warm for all.
 """
 
 import concurrent.futures
-import importlib.metadata
-import json
-import logging
 import os
-import platform
-import statistics
 import sys
 import tempfile
 import time
@@ -33,16 +30,18 @@ import torchvision
 import tyro
 from torchvision.transforms.v2 import functional
 
-from posepipe import geometry, images, mpii, preparing, synthetic
+from benchmarks import machine
+from benchmarks.machine import CORES
+from posepipe import fetching, geometry, images, mpii, preparing, storage, synthetic
 from posepipe.config import PrepareConfig
 from posepipe.skeleton import NUM_JOINTS
 
 SIZE = 220
-MARK = 1.6
+MARKS = {"ceiling": 0.8, "read_images": 2.0, "DataLoader": 1.3}
+S3_MARK = 0.9
 SHAPES = ((1280, 720), (1920, 1080))
 CEILING_SAMPLE = 256
 NUM_DRAWN = 240
-CORES = len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +50,8 @@ class IngestConfig:
 
     images_uri: str = ""
     """Folder of JPEGs, of which those of 1280x720 and 1920x1080 are read; without one they are drawn."""
+    s3_uri: str = ""
+    """Prefix on an S3 server (AWS_ENDPOINT_URL) to which the pictures are copied, to prepare them from there too; emptied afterwards."""
     num_images: int = 512 * CORES
     """Pictures per repetition, by default four of prepare's shards per core; a folder that has fewer is gone through more than once."""
     repetitions: int = 3
@@ -61,6 +62,8 @@ class IngestConfig:
     def __post_init__(self) -> None:
         if self.num_images < 1 or self.repetitions < 1:
             raise ValueError("--num-images and --repetitions must be at least 1")
+        if self.s3_uri and not storage.is_s3(self.s3_uri):
+            raise ValueError(f"--s3-uri must start with s3://, got {self.s3_uri!r}")
 
 
 def find_pictures(folder: Path, shapes: Sequence[tuple[int, int]] = SHAPES) -> list[Path]:
@@ -91,9 +94,28 @@ def write_mpii(folder: Path, pictures: list[Path], count: int) -> list[str]:
     return [str(path) for path in paths]
 
 
-def prepare_rate(folder: Path, paths: list[str]) -> float:
+def upload(folder: Path, paths: list[str], uri: str) -> list[str]:
+    """Copies the annotation file and the pictures to the server; the URIs of all."""
+    sources = [str(folder / mpii.ANNOTATION_FILE), *paths]
+    uris = [storage.join_uri(uri, os.path.relpath(path, folder)) for path in sources]
+    if taken := storage.list_files(uri):
+        raise ValueError(f"--s3-uri must be empty, {uri} holds {len(taken)} files")
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda path, to: storage.write_bytes(to, Path(path).read_bytes()), sources, uris))
+    return uris
+
+
+def fetch_rate(uris: list[str]) -> float:
+    start = time.perf_counter()
+    for uri, data in fetching.read_ahead(uris, images.MAX_BYTES):
+        if isinstance(data, OSError):
+            raise RuntimeError(f"{uri} could not be read: {data}")
+    return len(uris) / (time.perf_counter() - start)
+
+
+def prepare_rate(folder: Path, paths: list[str], mpii_uri: str) -> float:
     with tempfile.TemporaryDirectory(dir=folder) as samples:
-        config = PrepareConfig(mpii_uri=str(folder), samples_uri=samples, framing="image", people="single", size=SIZE)
+        config = PrepareConfig(mpii_uri=mpii_uri, samples_uri=samples, framing="image", people="single", size=SIZE)
         start = time.perf_counter()
         manifest = preparing.prepare(config)
         seconds = time.perf_counter() - start
@@ -154,17 +176,17 @@ def measure(config: IngestConfig, folder: Path) -> dict[str, list[float]]:
         Pictures(paths), batch_size=32, num_workers=CORES, persistent_workers=True, multiprocessing_context="forkserver"
     )
     contestants: dict[str, Callable[[], float]] = {
-        "prepare": lambda: prepare_rate(folder, paths),
+        "prepare": lambda: prepare_rate(folder, paths, str(folder)),
         "read_images": lambda: read_images_rate(paths),
         "as prepare": lambda: read_images_rate(paths, -(-len(paths) // PrepareConfig.shard_size)),
         "ceiling": lambda: ceiling_rate(paths),
         "DataLoader": lambda: data_loader_rate(loader, len(paths)),
     }
-    # Ray's workers are nice(15) by default, the others are not: on a machine that does something else besides, that would decide.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    ray.init(address="local", num_cpus=CORES, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    uploaded = upload(folder, paths, config.s3_uri) if config.s3_uri else []
+    if uploaded:
+        contestants["from S3"] = lambda: prepare_rate(folder, paths, config.s3_uri)
+        contestants["S3 alone"] = lambda: fetch_rate(uploaded[1:])
+    machine.start_ray()
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for round_index in range(config.repetitions + 1):
         for name, run in contestants.items():
@@ -173,6 +195,7 @@ def measure(config: IngestConfig, folder: Path) -> dict[str, list[float]]:
                 rates[name].append(rate)
             print(f"{f'round {round_index}' if round_index else 'warm-up'}: {name} {rate:.1f} img/s", file=sys.stderr, flush=True)
     ray.shutdown()
+    storage.delete(uploaded)
     return rates
 
 
@@ -181,31 +204,31 @@ def main() -> None:
     load_before = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="posepipe-ingest-") as folder:
         rates = measure(config, Path(folder))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
-    peer = max(medians["read_images"], medians["as prepare"])
-    print(f"{'':12}{'img/s':>8}  {'[min .. max]':18}{'/ read_images':>14}{'/ ceiling':>11}")
+    medians = machine.medians(rates)
+    peers = {
+        "ceiling": medians["ceiling"],
+        "read_images": max(medians["read_images"], medians["as prepare"]),
+        "DataLoader": medians["DataLoader"],
+    }
+    print(f"{'':12}{'img/s':>8}  {'[min .. max]':18}" + "".join(f"{f'/ {name}':>15}" for name in peers))
     for name, values in rates.items():
-        spread = f"[{min(values):.1f} .. {max(values):.1f}]"
-        print(f"{name:12}{medians[name]:8.1f}  {spread:18}{medians[name] / peer:14.2f}{medians[name] / medians['ceiling']:11.2f}")
-    ratio = medians["prepare"] / peer
-    print(f"prepare reads {ratio:.2f} times as many pictures per second as the faster read_images; the mark is {MARK}")
+        ratios = "".join(f"{medians[name] / peer:15.2f}" for peer in peers.values())
+        print(f"{name:12}{medians[name]:8.1f}  {machine.spread(values):18}{ratios}")
+    ratios_of_prepare = {name: medians["prepare"] / peer for name, peer in peers.items()}
+    for name, mark in MARKS.items():
+        print(f"prepare to {name}: {ratios_of_prepare[name]:.2f}, the mark is {mark}")
+    if config.s3_uri:
+        ratios_of_prepare["from S3 to local"] = medians["from S3"] / medians["prepare"]
+        alone = medians["S3 alone"] / medians["from S3"]
+        print(f"from S3 to local: {ratios_of_prepare['from S3 to local']:.2f}, the mark is {S3_MARK}; the server alone: {alone:.1f} times")
     if config.output_uri:
-        packages = ("posepipe", "ray", "torch", "torchvision", "pillow", "simplejpeg", "numpy", "pyarrow")
-        report = {
-            "command": ["python", "-m", "benchmarks.ingest", *sys.argv[1:]],
-            "machine": {
-                "platform": platform.platform(),
-                "cores": CORES,
-                "load_average": {"before": load_before, "after": os.getloadavg()},
-                "python": platform.python_version(),
-            },
-            "versions": {name: importlib.metadata.version(name) for name in packages},
+        figures = {
             "pictures": {"num_images": config.num_images, "source": config.images_uri or "drawn", "shapes": SHAPES, "size": SIZE},
             "images_per_second": rates,
             "medians": medians,
-            "prepare_to_read_images": ratio,
+            "ratios_of_prepare": ratios_of_prepare,
         }
-        Path(config.output_uri).write_text(json.dumps(report, indent=1) + "\n")
+        storage.write_json(config.output_uri, machine.record("ingest", figures, load_before))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ exist. What is timed is `report.build`, from the URI to the page.
 import dataclasses
 import io
 import json
+import os
 import resource
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import pyarrow as pa
 import tyro
 from PIL import Image
 
+from benchmarks import machine
 from posepipe import metrics, report, storage
 from posepipe.columns import list_column
 from posepipe.config import ReportConfig
@@ -133,6 +134,7 @@ def write_predictions(uri: str, tables: list[pa.Table] | Any, summary: dict[str,
 
 def main() -> None:
     config = tyro.cli(ReportBenchmark)
+    load_before = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="posepipe-report-") as folder:
         pictures = draw_pictures(f"{folder}/images")
         uris = [f"{folder}/predictions/run{run}" for run in range(config.num_runs)]
@@ -145,15 +147,18 @@ def main() -> None:
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     print(
         json.dumps(
-            {
-                "command": ["python", "-m", "benchmarks.report", *sys.argv[1:]],
-                **dataclasses.asdict(config),
-                "seconds": round(seconds, 1),
-                "cpu_seconds": round(cpu_seconds, 1),
-                "page_mib": round(outcome["page_bytes"] / 2**20, 2),
-                "peak_rss_mib": round(_peak_mib()),
-                "peak_rss_before_mib": round(before),
-            },
+            machine.record(
+                "report",
+                {
+                    **dataclasses.asdict(config),
+                    "seconds": round(seconds, 1),
+                    "cpu_seconds": round(cpu_seconds, 1),
+                    "page_mib": round(outcome["page_bytes"] / 2**20, 2),
+                    "peak_rss_mib": round(_peak_mib()),
+                    "peak_rss_before_mib": round(before),
+                },
+                load_before,
+            ),
             indent=1,
         )
     )

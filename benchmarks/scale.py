@@ -9,7 +9,6 @@
 
 import json
 import os
-import platform
 import re
 import resource
 import signal
@@ -25,7 +24,9 @@ from typing import Any
 import psutil
 import tyro
 
-from benchmarks.ingest import CORES, find_pictures
+from benchmarks import machine
+from benchmarks.ingest import find_pictures
+from benchmarks.machine import CORES
 from posepipe import inputs, storage
 
 SHARD_SIZE = 256
@@ -176,6 +177,7 @@ def measure_first_commit(config: ScaleConfig, manifest: Path, folder: Path) -> d
 
 def main() -> None:
     config = tyro.cli(ScaleConfig)
+    load_before = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="posepipe-scale-") as name:
         folder = Path(name)
         paths = [str(path.resolve()) for path in find_pictures(Path(config.images_uri), [(1280, 720)])]
@@ -201,9 +203,8 @@ def main() -> None:
         first = measure_first_commit(config, manifest, folder)
         print(f"first commit of {count} rows after {first['seconds']:.1f} s, driver's peak RSS {first['driver_peak_rss_gib']:.2f} GiB")
     if config.output_uri:
-        machine = {"platform": platform.platform(), "cores": CORES, "load_average": os.getloadavg()}
-        report = {"command": ["python", "-m", "benchmarks.scale", *sys.argv[1:]], "machine": machine, "score": scored, "plan": planned}
-        storage.write_json(config.output_uri, {**report, "first_commit": first})
+        figures = {"score": scored, "plan": planned, "first_commit": first}
+        storage.write_json(config.output_uri, machine.record("scale", figures, load_before))
 
 
 if __name__ == "__main__":

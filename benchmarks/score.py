@@ -13,10 +13,7 @@ Decoding and the network share the cores, so nobody can have both limits: `bound
 1 / (1 / decode + 1 / model).
 """
 
-import importlib.metadata
-import logging
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -35,7 +32,9 @@ import torchvision
 import tyro
 from torchvision.transforms.v2 import functional
 
-from benchmarks.ingest import CORES, find_pictures
+from benchmarks import machine
+from benchmarks.ingest import find_pictures
+from benchmarks.machine import CORES
 from posepipe import geometry, images, predictions, scoring, storage
 from posepipe.config import ScoreConfig
 from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, save_model
@@ -181,11 +180,7 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[dict[str, list[float
         "decode": lambda: decode_rate(config, data),
         "model": lambda: model_rate(config, model),
     }
-    # Ray's workers are nice(15) by default, the others are not: on a machine that does something else besides, that would decide.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    ray.init(address="local", num_cpus=config.num_cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    machine.start_ray(config.num_cpus)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for round_index in range(config.repetitions + 1):
         for name, run in contestants.items():
@@ -202,34 +197,24 @@ def main() -> None:
     load_before = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="posepipe-score-") as folder:
         rates, starts = measure(config, Path(folder))
-    medians = {name: statistics.median(values) for name, values in rates.items()}
+    medians = machine.medians(rates)
     slower = min(medians["decode"], medians["model"])
     bound = 1 / (1 / medians["decode"] + 1 / medians["model"])
     print(f"{'':10}{'img/s':>8}  {'[min .. max]':18}{'/ slower limit':>15}{'/ bound':>9}{'/ script':>10}")
     for name, values in rates.items():
-        spread = f"[{min(values):.1f} .. {max(values):.1f}]"
         ratios = f"{medians[name] / slower:15.2f}{medians[name] / bound:9.2f}{medians[name] / medians['script']:10.2f}"
-        print(f"{name:10}{medians[name]:8.1f}  {spread:18}{ratios}")
+        print(f"{name:10}{medians[name]:8.1f}  {machine.spread(values):18}{ratios}")
     print(f"{'bound':10}{bound:8.1f}  {'':18}{bound / slower:15.2f}{1:9.2f}{bound / medians['script']:10.2f}")
     print(f"start: {statistics.median(starts):.1f} s from the call to posepipe's first committed shard of {SHARD_SIZE}")
     if config.output_uri:
-        packages = ("posepipe", "ray", "torch", "torchvision", "timm", "simplejpeg", "numpy", "pyarrow")
-        report = {
-            "command": ["python", "-m", "benchmarks.score", *sys.argv[1:]],
-            "machine": {
-                "platform": platform.platform(),
-                "cores": CORES,
-                "load_average": {"before": load_before, "after": os.getloadavg()},
-                "python": platform.python_version(),
-            },
-            "versions": {name: importlib.metadata.version(name) for name in packages},
+        figures = {
             "images_per_second": rates,
             "seconds_to_first_commit": starts,
             "medians": {**medians, "bound": bound},
             "posepipe_to_slower_limit": medians["posepipe"] / slower,
             "posepipe_to_script": medians["posepipe"] / medians["script"],
         }
-        storage.write_json(config.output_uri, report)
+        storage.write_json(config.output_uri, machine.record("score", figures, load_before))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,8 @@ def decode(data: bytes, views: Iterable[View], max_pixels: int = images.MAX_PIXE
         header = images.read_header(data, max_pixels)
         width, height = header.width, header.height
         affines = [view.crop_to_image(header) for view in views]
-        crops = [images.crop(data, header, affine, view.size) for affine, view in zip(affines, views, strict=True)]
+        decoded: dict[int, NDArray[np.uint8]] = {}
+        crops = [images.crop(data, header, affine, view.size, decoded) for affine, view in zip(affines, views, strict=True)]
     except images.ImageError as error:
         return Decoded(error.status, error.detail, width, height)
     return Decoded("ok", "", width, height, crops, affines)

@@ -8,6 +8,7 @@ import errno
 import io
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from posepipe.geometry import FloatArray, transform
+from posepipe.geometry import FloatArray
 
 # Pillow's own limit against decompression bombs.
 MAX_PIXELS = 89_478_485
@@ -98,7 +99,9 @@ def _decoder_error(error: Exception) -> ImageError:
     return ImageError(status, f"{type(error).__name__}: {error}")
 
 
-def crop(data: bytes, header: Header, crop_to_image: FloatArray, size: tuple[int, int]) -> NDArray[np.uint8]:
+def crop(
+    data: bytes, header: Header, crop_to_image: FloatArray, size: tuple[int, int], decoded: dict[int, NDArray[np.uint8]] | None = None
+) -> NDArray[np.uint8]:
     """Cuts one frame out of an encoded image.
 
     Args:
@@ -106,6 +109,7 @@ def crop(data: bytes, header: Header, crop_to_image: FloatArray, size: tuple[int
         header: of the same bytes.
         crop_to_image: (2, 3), axis-parallel up to quarter turns and mirrors.
         size: width and height of the crop, px.
+        decoded: what `decode` keeps of these bytes: frames that share it decode each scale once.
 
     Returns:
         (height, width, 3) uint8 RGB; black where the frame leaves the picture.
@@ -113,40 +117,61 @@ def crop(data: bytes, header: Header, crop_to_image: FloatArray, size: tuple[int
     Raises:
         ImageError: truncated, corrupt, unsupported.
     """
-    linear = crop_to_image[:, :2]
-    is_turned = bool(np.abs(linear[0, 1]) > np.abs(linear[0, 0]))
-    if np.any(linear[[0, 1], [0, 1]] if is_turned else linear[[0, 1], [1, 0]]):
+    # Plain numbers: arrays of two would take as long as the encoding of the crop.
+    (x_by_x, x_by_y, x_offset), (y_by_x, y_by_y, y_offset) = np.asarray(crop_to_image, np.float64).tolist()
+    is_turned = abs(x_by_y) > abs(x_by_x)
+    if (x_by_x or y_by_y) if is_turned else (x_by_y or y_by_x):
         raise ValueError(f"crop_to_image must be parallel to the axes up to quarter turns, got {crop_to_image.tolist()}")
-    corners = transform(crop_to_image, [(-0.5, -0.5), (size[0] - 0.5, size[1] - 0.5)]) + 0.5
-    box_min, box_max = corners.min(axis=0), corners.max(axis=0)
+    steps = (x_by_y, y_by_x) if is_turned else (x_by_x, y_by_y)
     stored_size = (size[1], size[0]) if is_turned else size
-    pixels = decode(data, header, np.array(stored_size) / (box_max - box_min))
+    edges = [
+        sorted((offset + 0.5 - 0.5 * step, offset + 0.5 + (count - 0.5) * step))
+        for step, offset, count in zip(steps, (x_offset, y_offset), stored_size, strict=True)
+    ]
+    pixels = decode(data, header, [count / (high - low) for count, (low, high) in zip(stored_size, edges, strict=True)], decoded)
     # libjpeg scales by whole eighths and rounds the size up: the ratio of the sizes would stretch the picture by up to a pixel.
-    scale = np.array([8 * pixels.shape[1] // header.width, 8 * pixels.shape[0] // header.height]) / 8
-    upright = _resize_box(pixels, box_min * scale, box_max * scale, stored_size)
+    scales = 8 * pixels.shape[1] // header.width / 8, 8 * pixels.shape[0] // header.height / 8
+    scaled = [(low * scale, high * scale) for scale, (low, high) in zip(scales, edges, strict=True)]
+    upright = _resize_box(pixels, scaled[0], scaled[1], stored_size)
     if is_turned:
         upright = upright.transpose(1, 0, 2)
-    step_x, step_y = linear[:, 0].sum(), linear[:, 1].sum()
-    return np.ascontiguousarray(upright[:: -1 if step_y < 0 else 1, :: -1 if step_x < 0 else 1])
+    return np.ascontiguousarray(upright[:: -1 if x_by_y + y_by_y < 0 else 1, :: -1 if x_by_x + y_by_x < 0 else 1])
 
 
-def decode(data: bytes, header: Header, min_scale: FloatArray) -> NDArray[np.uint8]:
-    """Decodes to (H, W, 3) uint8 RGB at the smallest scale the format offers that is at least `min_scale` (x, y), at most 1."""
-    if header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L"):
+def decode(
+    data: bytes, header: Header, min_scale: Sequence[float] | FloatArray, decoded: dict[int, NDArray[np.uint8]] | None = None
+) -> NDArray[np.uint8]:
+    """Decodes to (H, W, 3) uint8 RGB at the smallest scale the format offers that is at least `min_scale` (x, y), at most 1.
+
+    Args:
+        data: the encoded image.
+        header: of the same bytes.
+        min_scale: decoded px per image px.
+        decoded: pixels of the same bytes by eighths of their size; what is in there is not decoded again, what is not is put in.
+    """
+    eighths = 8
+    if is_scalable := header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L"):
         # A crop of 220 px from 400 px needs half the picture's resolution, wherever in the picture it lies.
-        min_width, min_height = (
-            math.ceil(round(n * min(s, 1.0), 6)) for n, s in zip((header.width, header.height), min_scale, strict=True)
-        )
-        try:
-            return simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width)
-        except ValueError as error:
-            if "Premature end" in str(error):
-                raise ImageError("truncated", str(error)) from error
-        try:  # Any other warning of the decoder is one that viewers pass over.
-            return simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width, strict=False)
-        except ValueError as error:
-            raise ImageError("corrupt", str(error)) from error
-    return _decode_any(data)
+        sides = [(n, math.ceil(round(n * min(s, 1.0), 6))) for n, s in zip((header.width, header.height), min_scale, strict=True)]
+        eighths = next((k for k in range(1, 8) if all(-(-n * k // 8) >= wanted for n, wanted in sides)), 8)
+    if decoded is not None and eighths in decoded:
+        return decoded[eighths]
+    pixels = _decode_jpeg(data, -(-header.width * eighths // 8), -(-header.height * eighths // 8)) if is_scalable else _decode_any(data)
+    if decoded is not None:
+        decoded[eighths] = pixels
+    return pixels
+
+
+def _decode_jpeg(data: bytes, min_width: int, min_height: int) -> NDArray[np.uint8]:
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width)
+    except ValueError as error:
+        if "Premature end" in str(error):
+            raise ImageError("truncated", str(error)) from error
+    try:  # Any other warning of the decoder is one that viewers pass over.
+        return simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width, strict=False)
+    except ValueError as error:
+        raise ImageError("corrupt", str(error)) from error
 
 
 def _decode_any(data: bytes) -> NDArray[np.uint8]:
@@ -167,17 +192,17 @@ def _decode_any(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(image.convert("RGB"))
 
 
-def _resize_box(pixels: NDArray[np.uint8], box_min: FloatArray, box_max: FloatArray, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resizes the part box_min..box_max (x, y; edges, not centres) of pixels to this size with an antialiasing triangle filter."""
+def _resize_box(
+    pixels: NDArray[np.uint8], x_edges: tuple[float, float], y_edges: tuple[float, float], size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Resizes the part of pixels between these edges (not centres) to this size with an antialiasing triangle filter."""
     height, width = pixels.shape[:2]
     # The frame of a whole picture must not leave it by a rounding error, which would draw a dark line along its border.
-    box_min, box_max = box_min.round(6), box_max.round(6)
-    margin = np.ceil(np.maximum(1.0, (box_max - box_min) / np.array(size))) + 1
-    left, top = np.floor(box_min - margin).astype(int)
-    right, bottom = np.ceil(box_max + margin).astype(int)
+    (x1, x2), (y1, y2) = ([round(edge, 6) for edge in edges] for edges in (x_edges, y_edges))
+    margin_x, margin_y = (math.ceil(max(1.0, span / count)) + 1 for span, count in zip((x2 - x1, y2 - y1), size, strict=True))
+    left, top, right, bottom = math.floor(x1 - margin_x), math.floor(y1 - margin_y), math.ceil(x2 + margin_x), math.ceil(y2 + margin_y)
     inner = pixels[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    is_inside = box_min.min() >= 0 and box_max[0] <= width and box_max[1] <= height
-    if is_inside:
+    if min(x1, y1) >= 0 and x2 <= width and y2 <= height:
         # At the picture's border the filter stops at the last pixel, as a plain resize does.
         left, top = max(left, 0), max(top, 0)
     else:
@@ -187,8 +212,8 @@ def _resize_box(pixels: NDArray[np.uint8], box_min: FloatArray, box_max: FloatAr
         y, x = max(-top, 0), max(-left, 0)
         padded[y : y + inner.shape[0], x : x + inner.shape[1]] = inner
         inner = padded
-    x1, y1, x2, y2 = (float(edge) for edge in (*(box_min - (left, top)), *(box_max - (left, top))))
-    return np.asarray(Image.fromarray(inner).resize(size, Image.Resampling.BILINEAR, box=(x1, y1, x2, y2)))
+    box = (x1 - left, y1 - top, x2 - left, y2 - top)
+    return np.asarray(Image.fromarray(inner).resize(size, Image.Resampling.BILINEAR, box=box))
 
 
 def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:

@@ -6,6 +6,8 @@ nothing but `scale` and `objpos`, small unsigned integers that wrap around when 
 """
 
 import io
+import math
+from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +20,8 @@ from posepipe.skeleton import JOINT_NAMES, NUM_JOINTS
 
 ANNOTATION_FILE = "mpii_human_pose_v1_u12_1.mat"
 IMAGES_FOLDER = "images"
+
+_EMPTY = np.empty((0, 0))
 
 # One row per picture of the list, in its order.
 IMAGE = pa.schema(
@@ -112,18 +116,15 @@ def _parse_person(rectangle: np.void) -> dict[str, Any]:
     joints = np.full((NUM_JOINTS, 2), np.nan, dtype=np.float32)
     is_visible: list[bool | None] = [None] * NUM_JOINTS
     annopoints = _field(rectangle, "annopoints")
-    points = _field(annopoints.flat[0], "point").ravel() if annopoints.size and annopoints.dtype.names else ()
-    for point in points:
-        joint, x, y = _number(point, "id"), _number(point, "x"), _number(point, "y")
+    points = _field(annopoints.flat[0], "point").ravel() if annopoints.size and annopoints.dtype.names else _EMPTY
+    for joint, x, y, visible in _numbers(points, ("id", "x", "y", "is_visible")):
         if joint is None or x is None or y is None or not 0 <= joint < NUM_JOINTS:
             continue
         joints[int(joint)] = x - 1, y - 1
-        visible = _number(point, "is_visible")
         is_visible[int(joint)] = None if visible is None else bool(visible)
-    corners = [_number(rectangle, name) for name in ("x1", "y1", "x2", "y2")]
+    [(*corners, scale)] = _numbers(rectangle, ("x1", "y1", "x2", "y2", "scale"))
     objpos = _field(rectangle, "objpos")
-    center = [_number(objpos.flat[0], axis) for axis in "xy"] if objpos.size and objpos.dtype.names else [None]
-    scale = _number(rectangle, "scale")
+    center = _numbers(objpos.flat[0], "xy")[0] if objpos.size and objpos.dtype.names else [None]
     is_located = scale is not None and scale > 0 and None not in center
     is_annotated = np.isfinite(joints).all(axis=1)
     return {
@@ -139,14 +140,23 @@ def _parse_person(rectangle: np.void) -> dict[str, Any]:
 
 def _field(record: np.void, name: str) -> np.ndarray[Any, Any]:
     """The field as an array; empty where the record does not have it."""
-    return record[name] if name in (record.dtype.names or ()) else np.empty((0, 0))
+    return record[name] if name in (record.dtype.names or ()) else _EMPTY
 
 
-def _number(record: np.void, name: str) -> float | None:
-    """The field as a float, None where absent, empty or not finite. Some releases hold is_visible as text."""
-    values = _field(record, name).ravel()
-    number = float(values[0]) if values.size and str(values[0]) else np.nan
-    return number if np.isfinite(number) else None
+def _numbers(records: "np.ndarray[Any, Any] | np.void", names: Iterable[str]) -> list[list[float | None]]:
+    """These fields of each record as floats, None where absent, empty or not finite."""
+    fields = records.dtype.names or ()
+    places = [fields.index(name) if name in fields else None for name in names]
+    # As tuples: a field of a numpy record costs ten times as much, and MPII's list has two million.
+    rows = records.tolist()
+    return [[None if place is None else _number(row[place]) for place in places] for row in (rows if isinstance(rows, list) else [rows])]
+
+
+def _number(values: np.ndarray[Any, Any]) -> float | None:
+    # Some releases hold is_visible as text.
+    value = values.item(0) if values.size else ""
+    number = float(value) if value != "" else math.nan
+    return number if math.isfinite(number) else None
 
 
 def select_people(persons: pa.Table, people: str) -> pa.Table:

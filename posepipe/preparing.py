@@ -1,7 +1,5 @@
 """Persons + images -> samples: shards of pictures, written in parallel, the manifest last."""
 
-import dataclasses
-import io
 import json
 from collections import Counter
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from posepipe import cluster, fetching, images, mpii, samples, storage
+from posepipe import cluster, cutting, mpii, samples, storage
 from posepipe.config import PrepareConfig
 from posepipe.progress import Progress
 
@@ -43,14 +41,13 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         raise ValueError(f"{mpii_uri} has no annotated or located people for --people {config.people}")
     _claim_folder(samples_uri, settings, config.overwrite)
     shards = _cut_shards(persons, config.shard_size)
-    work = [{"shard": index, "persons": _to_ipc(table)} for index, table in enumerate(shards)]
-    worker = _ShardWriter(storage.join_uri(mpii_uri, mpii.IMAGES_FOLDER), samples_uri, config.framing, config.crop_size, config.crop_margin)
-    dataset = cluster.from_items(work).map(worker)
+    images_uri = storage.join_uri(mpii_uri, mpii.IMAGES_FOLDER)
+    settled = (images_uri, samples_uri, config.framing, config.crop_size, config.crop_margin)
+    work = ((index, cutting.pack(table), *settled) for index, table in enumerate(shards))
     files: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
     with Progress("prepare", len(set(persons["image"].to_pylist())), "pictures") as progress:
-        for row in dataset.iter_rows():
-            result = json.loads(row["result"])
+        for result in cluster.run_tasks(cutting.write_shard, work):
             files += result["files"]
             errors += result["errors"]
             progress.update(result["num_images"])
@@ -64,7 +61,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         )
     manifest = {
         **settings,
-        "images_uri": worker.images_uri,
+        "images_uri": images_uri,
         "files": sorted(files, key=lambda item: item["file"]),
         "rows": rows,
         "errors": counts,
@@ -168,43 +165,3 @@ def _cut_shards(persons: pa.Table, shard_size: int) -> list[pa.Table]:
     names = persons["image"].to_numpy(zero_copy_only=False)
     starts = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])[::shard_size]
     return [persons.slice(start, end - start) for start, end in zip(starts, [*starts[1:], len(names)], strict=True)]
-
-
-def _to_ipc(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
-@dataclasses.dataclass(frozen=True)
-class _ShardWriter:
-    """Cuts and writes the samples of one shard. Its files depend on nothing but the shard, so a retry writes the same bytes."""
-
-    images_uri: str
-    samples_uri: str
-    framing: str
-    size: tuple[int, int]
-    margin: tuple[int, int]
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        people: dict[str, list[dict[str, Any]]] = {}
-        for person in pa.ipc.open_stream(row["persons"]).read_all().to_pylist():
-            people.setdefault(person["image"], []).append(person)
-        uris = {storage.join_uri(self.images_uri, name): name for name in people}
-        rows: dict[str, list[dict[str, Any]]] = {}
-        errors: list[dict[str, Any]] = []
-        for uri, data in fetching.read_ahead(list(uris), images.MAX_BYTES):
-            for person in people[uris[uri]]:
-                try:
-                    sample = samples.build_sample(data, person, self.framing, self.size, self.margin)
-                    rows.setdefault(person["split"], []).append(sample)
-                except images.ImageError as error:
-                    known = {name: person[name] for name in ("image", "person_index", "split")}
-                    errors.append({**known, "status": error.status, "detail": error.detail})
-        files = []
-        for split, split_rows in rows.items():
-            name = f"{split}/part-{row['shard']:05d}.parquet"
-            sha256 = storage.write_table(storage.join_uri(self.samples_uri, name), pa.Table.from_pylist(split_rows, samples.SAMPLE))
-            files.append({"file": name, "split": split, "rows": len(split_rows), "sha256": sha256})
-        return {"result": json.dumps({"files": files, "errors": errors, "num_images": len(people)})}

@@ -53,8 +53,16 @@ ERROR = pa.schema(
 )
 
 
+Decoded = dict[int, np.ndarray[Any, Any]]  # of `images.decode`
+
+
 def build_sample(
-    data: bytes | OSError, person: dict[str, Any], framing: str, size: tuple[int, int], margin: tuple[int, int] = (0, 0)
+    data: bytes | OSError,
+    person: dict[str, Any],
+    framing: str,
+    size: tuple[int, int],
+    margin: tuple[int, int] = (0, 0),
+    decoded: Decoded | None = None,
 ) -> dict[str, Any]:
     """One SAMPLE row from the bytes of a picture and a PERSON row with its `split`; ImageError where the picture is no good.
 
@@ -64,6 +72,7 @@ def build_sample(
         framing: image or person.
         size: width and height of the crop, px.
         margin: crop px (x, y) to store around it on each side.
+        decoded: shared by the people of one picture, so that each scale of it is decoded once.
     """
     if isinstance(data, OSError):
         raise images.storage_error(data)
@@ -86,7 +95,7 @@ def build_sample(
         "framing": framing,
         "width": header.width,
         "height": header.height,
-        "crop": images.encode_jpeg(images.crop(data, header, geometry.with_margin(crop_to_image, margin), stored_size)),
+        "crop": images.encode_jpeg(images.crop(data, header, geometry.with_margin(crop_to_image, margin), stored_size, decoded)),
         "crop_to_image": crop_to_image.ravel(),
         "head_box": None if head_box is None else geometry.transform(image_to_crop, np.reshape(head_box, (2, 2))).ravel(),
         "joints": geometry.transform(image_to_crop, joints).ravel(),

@@ -231,16 +231,29 @@ def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(pa.BufferReader(read_bytes(uri)), columns=columns)
 
 
-def to_parquet(table: pa.Table, row_group_size: int | None = None) -> bytes:
-    """The bytes of a Parquet file; equal tables give equal bytes."""
+def to_parquet(table: pa.Table, row_group_size: int | None = None, packed: Sequence[str] = ()) -> bytes:
+    """The bytes of a Parquet file; equal tables give equal bytes.
+
+    Args:
+        table: what to write.
+        row_group_size: rows that are read together; None for Parquet's own choice.
+        packed: columns whose values are compressed already; they are stored as they are.
+    """
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_statistics=True, row_group_size=row_group_size)
+    pq.write_table(
+        table,
+        sink,
+        compression={name: "none" if name in packed else "zstd" for name in table.column_names} if packed else "zstd",
+        use_dictionary=[name for name in table.column_names if name not in packed] if packed else True,
+        write_statistics=True,
+        row_group_size=row_group_size,
+    )
     return sink.getvalue().to_pybytes()
 
 
-def write_table(uri: str, table: pa.Table) -> str:
-    """Writes `table` as one Parquet file; equal tables give equal bytes. Returns the sha256 of the file."""
-    data = to_parquet(table)
+def write_table(uri: str, table: pa.Table, packed: Sequence[str] = ()) -> str:
+    """Writes `table` as one Parquet file; equal tables give equal bytes. Returns the sha256 of the file. For packed see `to_parquet`."""
+    data = to_parquet(table, packed=packed)
     write_bytes(uri, data)
     return sha256(data)
 
