@@ -1,10 +1,9 @@
 """Connect to Ray, check resources before starting."""
 
-import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,6 @@ import yaml
 
 BOOTSTRAP_CONFIG = "~/ray_bootstrap_config.yaml"
 MOST_OF_STORE = 0.8  # of an object store, that samples may take
-MOST_PENDING = 1000  # tasks; an autoscaler sees the demand of as many
 
 
 def connect() -> None:
@@ -135,31 +133,6 @@ def from_items(items: list[dict[str, Any]]) -> ray.data.Dataset:
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset.context.op_resource_reservation_enabled = False
     return dataset
-
-
-def run_tasks(function: Callable[..., Any], work: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    """What `function` gives for the arguments of each item of work, as it comes, from a task with one CPU for each.
-
-    For a single stage whose arguments and results are small: a pipeline of Ray Data takes longer to start than its tasks would need for a
-    thousand pictures. A task whose worker or node dies runs again, however often; what `function` raises ends them all.
-
-    Args:
-        function: of a module that loads little: each worker imports it.
-        work: positional arguments.
-    """
-    task = ray.remote(num_cpus=1, max_retries=-1)(function)
-    pending: list[ray.ObjectRef] = []
-    items = iter(work)
-    try:
-        while True:
-            pending += [task.remote(*item) for item in itertools.islice(items, MOST_PENDING - len(pending))]
-            if not pending:
-                return
-            done, pending = ray.wait(pending)
-            yield ray.get(done[0])
-    finally:
-        for reference in pending:
-            ray.cancel(reference)
 
 
 def num_fitting(*, cpus: float, gpus: float = 0) -> int:

@@ -148,7 +148,7 @@ def _numbers(records: "np.ndarray[Any, Any] | np.void", names: Iterable[str]) ->
     fields = records.dtype.names or ()
     places = [fields.index(name) if name in fields else None for name in names]
     # As tuples: a field of a numpy record costs ten times as much, and MPII's list has two million.
-    rows = records.tolist()
+    rows: Any = records.tolist()
     return [[None if place is None else _number(row[place]) for place in places] for row in (rows if isinstance(rows, list) else [rows])]
 
 

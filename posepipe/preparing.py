@@ -42,12 +42,15 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     _claim_folder(samples_uri, settings, config.overwrite)
     shards = _cut_shards(persons, config.shard_size)
     images_uri = storage.join_uri(mpii_uri, mpii.IMAGES_FOLDER)
-    settled = (images_uri, samples_uri, config.framing, config.crop_size, config.crop_margin)
-    work = ((index, cutting.pack(table), *settled) for index, table in enumerate(shards))
+    work = [{"shard": index, "people": cutting.pack(table)} for index, table in enumerate(shards)]
+    dataset = cluster.from_items(work).map(
+        cutting.ShardWriter(images_uri, samples_uri, config.framing, config.crop_size, config.crop_margin)
+    )
     files: list[dict[str, Any]] = []
     errors: list[dict[str, Any]] = []
     with Progress("prepare", len(set(persons["image"].to_pylist())), "pictures") as progress:
-        for result in cluster.run_tasks(cutting.write_shard, work):
+        for row in dataset.iter_rows():
+            result = json.loads(row["result"])
             files += result["files"]
             errors += result["errors"]
             progress.update(result["num_images"])
