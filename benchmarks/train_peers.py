@@ -162,7 +162,7 @@ def run_worker(rank: int, world: int, port: int, job: Job, results: Any) -> None
         pixels, target = torch.stack([each[0] for each in loaded]).float().to(device), torch.stack([each[1] for each in loaded]).to(device)
         batches: Callable[[int], Iterable[Batch]] = lambda epoch: [(pixels, target)] * (job.num_images // config.batch_size)  # noqa: E731
     else:
-        sampler = torch.utils.data.DistributedSampler(dataset, world, rank) if world > 1 else None
+        sampler: Any = torch.utils.data.DistributedSampler(dataset, world, rank) if world > 1 else None
         loader = torch.utils.data.DataLoader(
             dataset,
             batch_size=size,
