@@ -253,6 +253,18 @@ def test_a_scaled_decode_takes_the_smallest_scale_that_is_enough():
     assert decode(data, header, np.array([3.0, 3.0])).shape == (1280, 1280, 3)
 
 
+@pytest.mark.parametrize(("file_format", "num_decoded"), [("JPEG", 3), ("PNG", 1)])
+def test_frames_of_one_picture_share_the_decode_of_each_scale_and_look_as_they_do_alone(file_format, num_decoded):
+    data = encode(smooth(800, 600), file_format)
+    header, size = read_header(data), (100, 100)
+    # Squares of 800, 400 (twice), 790 and 80 px on 100: an eighth, a quarter and the whole of the picture's resolution.
+    affines = [frame_person((400, 300), scale, size) for scale in (3.2, 1.6, 1.6, 3.15, 0.32)]
+    decoded = {}
+    for affine in affines:
+        np.testing.assert_array_equal(crop(data, header, affine, size, decoded), crop(data, header, affine, size))
+    assert len(decoded) == num_decoded
+
+
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (854, 480), (999, 1001), (97, 61)])
 @pytest.mark.parametrize("size", [64, 192, 220])

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import boto3
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from posepipe import retrying, storage
@@ -76,6 +77,15 @@ def test_a_tables_metadata_comes_back(folder):
     schema = pa.schema([pa.field("x", pa.int32(), metadata={"doc": "a number"})], metadata={"made_of": "tests"})
     write_table(join_uri(folder, "table.parquet"), pa.table({"x": pa.array([1], pa.int32())}, schema=schema))
     assert read_table(join_uri(folder, "table.parquet")).schema.equals(schema, check_metadata=True)
+
+
+def test_packed_columns_are_stored_as_they_are_and_read_back_like_the_others(folder):
+    table = pa.table({"crop": [bytes(1000)] * 8, "id": ["a" * 1000] * 8})
+    write_table(join_uri(folder, "packed.parquet"), table, packed=["crop"])
+    data = read_bytes(join_uri(folder, "packed.parquet"))
+    columns = [pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0).column(place) for place in range(2)]
+    assert [(column.path_in_schema, column.compression) for column in columns] == [("crop", "UNCOMPRESSED"), ("id", "ZSTD")]
+    assert read_table(join_uri(folder, "packed.parquet")).equals(table)
 
 
 def test_equal_tables_give_equal_bytes(folder):

@@ -1,0 +1,226 @@
+"""How far the pixels of `images.crop` are from a full-size decode and an area resize, in grey levels and in PCKh.
+
+    python -m benchmarks.numerics --samples-uri samples --checkpoint-uri runs/pose
+
+The pictures are those of the validation people of samples, each cut by both framings at every size. Beside the reference there are three
+ways to a crop: `crop` as scoring sees it, `stored` as training sees it (the same through the JPEG of the samples), and `triangle`, the full
+decode with the triangle filter that `crop` uses, which tells what the scaled decode changes from what the filter does. The reference
+averages the area under each pixel; where a crop enlarges the picture there is no area to average, and it interpolates as `crop` does.
+
+With a checkpoint, the people are predicted and scored from the crops of each way, in the framing and size of its model.
+"""
+
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks import machine
+from posepipe import geometry, images, metrics, preparing, samples, storage
+from posepipe.models import load_model
+from posepipe.skeleton import NUM_JOINTS
+
+LEVELS = 256
+BATCH = 64
+
+Crop = Callable[[bytes, images.Header, geometry.FloatArray, tuple[int, int]], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumericsConfig:
+    """How far the pixels of `images.crop` are from a full-size decode and an area resize, in grey levels and in PCKh."""
+
+    samples_uri: str
+    """Samples, of any framing and size, whose validation people are cut anew from their pictures."""
+    sizes: tuple[int, ...] = (128, 220)
+    """Sides of the crops in px."""
+    num_people: int = 0
+    """Validation people, the first ones; 0: all."""
+    checkpoint_uri: str = ""
+    """A run of task pose, whose PCKh with the crops of each way is compared; without one only pixels are."""
+    output_uri: str = ""
+    """JSON file of all figures, the machine and the versions."""
+
+    def __post_init__(self) -> None:
+        if not self.sizes or min(self.sizes) < 1 or self.num_people < 0:
+            raise ValueError("--sizes must be at least 1, --num-people at least 0")
+
+
+def area(data: bytes, header: images.Header, crop_to_image: geometry.FloatArray, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The reference: all pixels decoded, and averaged by area."""
+    return _from_full(data, crop_to_image, size, Image.Resampling.BOX)
+
+
+def triangle(data: bytes, header: images.Header, crop_to_image: geometry.FloatArray, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """All pixels decoded, and the filter of `images.crop`."""
+    return _from_full(data, crop_to_image, size, Image.Resampling.BILINEAR)
+
+
+def stored(data: bytes, header: images.Header, crop_to_image: geometry.FloatArray, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """`images.crop` through the JPEG of the samples."""
+    return images.decode_jpeg(images.encode_jpeg(images.crop(data, header, crop_to_image, size)))
+
+
+WAYS: dict[str, Crop] = {"crop": images.crop, "stored": stored, "triangle": triangle}
+
+
+def _from_full(data: bytes, crop_to_image: geometry.FloatArray, size: tuple[int, int], resampling: Image.Resampling) -> NDArray[np.uint8]:
+    """For upright frames; black where they leave the picture."""
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    edges = (geometry.transform(crop_to_image, [(-0.5, -0.5), (size[0] - 0.5, size[1] - 0.5)]) + 0.5).round(6)
+    if np.any(edges[1] - edges[0] < size):
+        resampling = Image.Resampling.BILINEAR
+    if edges.min() < 0 or edges[1, 0] > picture.width or edges[1, 1] > picture.height:
+        # Pillow resizes no box outside the picture.
+        left, top = np.floor(np.minimum(edges[0], 0)).astype(int) - 8
+        right, bottom = np.ceil(np.maximum(edges[1], picture.size)).astype(int) + 8
+        canvas = Image.new("RGB", (int(right - left), int(bottom - top)))
+        canvas.paste(picture, (int(-left), int(-top)))
+        picture, edges = canvas, edges - (left, top)
+    return np.asarray(picture.resize(size, resampling, box=tuple(edges.ravel().tolist())))
+
+
+class Differences:
+    """Counts of absolute differences, which add up whatever the number of crops."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(LEVELS, dtype=np.int64)
+        self._means: list[float] = []
+
+    def add(self, one: NDArray[np.uint8], other: NDArray[np.uint8]) -> None:
+        difference = np.abs(one.astype(np.int16) - other)
+        self._counts += np.bincount(difference.ravel(), minlength=LEVELS)
+        self._means.append(float(difference.mean()))
+
+    def row(self) -> dict[str, float]:
+        """In grey levels of 255, over all values of all crops; worst_crop is the largest mean of a crop."""
+        shares = np.cumsum(self._counts) / self._counts.sum()
+        return {
+            "mean": float(self._counts @ np.arange(LEVELS) / self._counts.sum()),
+            "p99": float(np.searchsorted(shares, 0.99)),
+            "largest": float(np.flatnonzero(self._counts)[-1]),
+            "worst_crop": max(self._means),
+        }
+
+
+def val_people(samples_uri: str, num_people: int) -> tuple[str, list[dict[str, Any]]]:
+    """The folder of the pictures, and the PERSON rows of the validation people."""
+    manifest = samples.read_manifest(samples_uri)
+    tables = [storage.read_table(uri, ["image", "person_index"]) for uri in samples.list_split(samples_uri, "val")]
+    wanted = {(row["image"], row["person_index"]) for table in tables for row in table.to_pylist()}
+    persons = storage.read_table(storage.join_uri(samples_uri, preparing.PERSONS_FILE)).to_pylist()
+    chosen = [row for row in persons if (row["image"], row["person_index"]) in wanted and row["center"] is not None]
+    return manifest["images_uri"], chosen[: num_people or None]
+
+
+def frame(framing: str, header: images.Header, person: dict[str, Any], size: tuple[int, int]) -> geometry.FloatArray:
+    if framing == "image":
+        return geometry.frame_image(header.width, header.height, size)
+    return geometry.frame_person(person["center"], person["scale"], size)
+
+
+def compare_pixels(images_uri: str, people: list[dict[str, Any]], sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """A row per framing, size and way to a crop."""
+    found: dict[tuple[str, int, str], Differences] = {}
+    crops: Counter[tuple[str, int]] = Counter()
+    seen: set[str] = set()
+    for person in people:
+        data = storage.read_bytes(storage.join_uri(images_uri, person["image"]))
+        header = images.read_header(data)
+        for framing in ("person",) if person["image"] in seen else ("image", "person"):
+            for side in sizes:
+                affine = frame(framing, header, person, (side, side))
+                reference = area(data, header, affine, (side, side))
+                crops[framing, side] += 1
+                for way, cut in WAYS.items():
+                    found.setdefault((framing, side, way), Differences()).add(cut(data, header, affine, (side, side)), reference)
+        seen.add(person["image"])
+    return [
+        {"framing": framing, "size": side, "way": way, "crops": crops[framing, side], **differences.row()}
+        for (framing, side, way), differences in sorted(found.items())
+    ]
+
+
+@torch.inference_mode()
+def compare_scores(images_uri: str, people: list[dict[str, Any]], checkpoint_uri: str) -> list[dict[str, Any]]:
+    """Official PCKh@0.5 of the people with the crops of each way, in percent, and how far the points lie from the reference's.
+
+    Raises:
+        ValueError: the checkpoint is not one of task pose.
+    """
+    model, model_id = load_model(checkpoint_uri)
+    config = model.config
+    if config.task != "pose":
+        raise ValueError(f"--checkpoint-uri must be a run of task pose, {checkpoint_uri} is of task {config.task}")
+    labelled = [person for person in people if person["has_joints"] and person["head_box"] is not None]
+    truth = np.array([person["joints"] for person in labelled]).reshape(-1, NUM_JOINTS, 2)
+    annotated = np.array([person["is_annotated"] for person in labelled])
+    size = metrics.head_size(np.array([person["head_box"] for person in labelled]))
+    points: dict[str, NDArray[np.float64]] = {}
+    for way, cut in {"area": area, **WAYS}.items():
+        parts = []
+        for batch in _batches(labelled):
+            crops, affines = [], []
+            for person in batch:
+                data = storage.read_bytes(storage.join_uri(images_uri, person["image"]))
+                header = images.read_header(data)
+                affines.append(frame(config.framing, header, person, config.size))
+                crops.append(cut(data, header, affines[-1], config.size))
+            pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+            parts.append(geometry.transform(np.stack(affines), model.predict(pixels)[0].double().numpy()))
+        points[way] = np.concatenate(parts)
+    rows = []
+    for way, predicted in points.items():
+        errors = metrics.joint_errors(predicted, truth, annotated, size)
+        moved = metrics.joint_errors(predicted, points["area"], annotated, size)
+        counts = metrics.pckh_counts(errors)
+        rows.append(
+            {
+                "way": way,
+                "pckh": counts.total,
+                "num_people": len(labelled),
+                "num_joints": counts.num_joints,
+                "median_move_in_head_sizes": float(np.nanmedian(moved)),
+                "model_id": model_id,
+            }
+        )
+    return rows
+
+
+def _batches(people: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    return (people[start : start + BATCH] for start in range(0, len(people), BATCH))
+
+
+def main() -> None:
+    config = tyro.cli(NumericsConfig)
+    load_before = os.getloadavg()
+    images_uri, people = val_people(config.samples_uri, config.num_people)
+    pixels = compare_pixels(images_uri, people, config.sizes)
+    print("difference from a full decode and an area resize, grey levels")
+    print(f"{'framing':9}{'size':>5}  {'way':9}{'crops':>6}{'mean':>7}{'99 %':>6}{'largest':>9}{'worst crop':>12}")
+    for row in pixels:
+        print(
+            f"{row['framing']:9}{row['size']:5}  {row['way']:9}{row['crops']:6}{row['mean']:7.2f}{row['p99']:6.0f}{row['largest']:9.0f}"
+            f"{row['worst_crop']:12.2f}"
+        )
+    scores = compare_scores(images_uri, people, config.checkpoint_uri) if config.checkpoint_uri else []
+    for row in scores:
+        change, move = 100 * (row["pckh"] - scores[0]["pckh"]), row["median_move_in_head_sizes"]
+        print(
+            f"{row['way']:9} PCKh@0.5 {100 * row['pckh']:.2f} of {row['num_people']} people, {change:+.2f} to area; "
+            f"half of the points move by less than {move:.4f} head sizes"
+        )
+    if config.output_uri:
+        storage.write_json(config.output_uri, machine.record("numerics", {"pixels": pixels, "scores": scores}, load_before))
+
+
+if __name__ == "__main__":
+    main()
