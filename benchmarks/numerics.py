@@ -85,7 +85,8 @@ def _from_full(data: bytes, crop_to_image: geometry.FloatArray, size: tuple[int,
         canvas = Image.new("RGB", (int(right - left), int(bottom - top)))
         canvas.paste(picture, (int(-left), int(-top)))
         picture, edges = canvas, edges - (left, top)
-    return np.asarray(picture.resize(size, resampling, box=tuple(edges.ravel().tolist())))
+    (x1, y1), (x2, y2) = edges.tolist()
+    return np.asarray(picture.resize(size, resampling, box=(x1, y1, x2, y2)))
 
 
 class Differences:

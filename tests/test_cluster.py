@@ -1,7 +1,5 @@
 """What fits a cluster, and what is refused before anything starts."""
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -114,28 +112,3 @@ def test_cpus_of_all_nodes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_people_read_what_the_nodes_offer(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, {"CPU": 2.0, "object_store_memory": 3 * 2**30}, {"CPU": 4.0, "GPU": 0.5, "object_store_memory": 2.25 * 2**30})
     assert cluster.describe() == "2 nodes with 6 CPUs and 0.5 GPUs, the smallest object store 2.2 GiB"
-
-
-def test_tasks_give_what_their_function_gives_for_each_item(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "MOST_PENDING", 3)
-    assert sorted(cluster.run_tasks(lambda one, other: one * other, ((number, 2) for number in range(10)))) == list(range(0, 20, 2))
-    assert list(cluster.run_tasks(lambda: None, [])) == []
-
-
-def test_what_a_task_raises_reaches_the_caller(ray_session: None) -> None:
-    def fail(place: str) -> None:
-        raise ValueError(f"no such place: {place}")
-
-    with pytest.raises(ValueError, match="no such place: here"):
-        list(cluster.run_tasks(fail, [("here",)]))
-
-
-def test_a_task_whose_worker_dies_runs_again(ray_session: None, tmp_path: Path) -> None:
-    def die_four_times(folder: Path) -> int:
-        deaths = len(list(folder.iterdir()))
-        if deaths < 4:
-            (folder / str(deaths)).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return deaths
-
-    assert list(cluster.run_tasks(die_four_times, [(tmp_path,)])) == [4]

@@ -1,7 +1,9 @@
 """One shard of prepare, without Ray: its files, what is wrong with its pictures, and how often they are decoded."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -15,8 +17,10 @@ def shard(mpii_uri: str, splits: tuple[str, ...] = ("train", "val")) -> pa.Table
     return persons.append_column("split", pa.array([splits[place % len(splits)] for place in range(persons.num_rows)]))
 
 
-def cut(mpii_uri: str, samples_uri: Path, people: pa.Table, framing: str = "person") -> dict[str, object]:
-    return cutting.write_shard(7, cutting.pack(people), f"{mpii_uri}/images", str(samples_uri), framing, (64, 64), (0, 0))
+def cut(mpii_uri: str, samples_uri: Path, people: pa.Table, framing: str = "person") -> dict[str, Any]:
+    writer = cutting.ShardWriter(f"{mpii_uri}/images", str(samples_uri), framing, (64, 64), (0, 0))
+    result: dict[str, Any] = json.loads(writer({"shard": 7, "people": cutting.pack(people)})["result"])
+    return result
 
 
 def test_each_split_of_a_shard_is_a_file_that_says_how_many_rows_it_has(synthetic_mpii: str, tmp_path: Path) -> None:
