@@ -90,7 +90,10 @@ def test_any_run_of_task_pose_is_scored_from_the_crops_of_each_way(person_sample
 
     rows = compare_scores(images_uri, people, run("pose", NUM_JOINTS))
     assert [row["way"] for row in rows] == ["area", *WAYS]
-    assert rows[0]["median_move_in_head_sizes"] == 0
+    assert (rows[0]["change"], rows[0]["gained"], rows[0]["lost"], rows[0]["median_move_in_head_sizes"]) == (0, 0, 0, 0)
+    for row in rows:
+        assert row["change"] == pytest.approx(100 * (row["gained"] - row["lost"]) / row["num_joints"])
+        assert row["change"] == pytest.approx(row["pckh"] - rows[0]["pckh"])
     assert {row["num_people"] for row in rows} == {sum(row["has_joints"] for row in people)}
     with pytest.raises(ValueError, match="must be a run of task pose"):
         compare_scores(images_uri, people, run("head", 2))
