@@ -12,6 +12,13 @@ All read the same files on the same cores, one after the other, round by round. 
   that is several times as fast as prepare, the server is not what prepare waits for.
 
 Ray is started and every contestant has gone over all files once before the first round, so the file cache is warm for all.
+A server for --s3-uri, of Debian's packages, without installing them (it shares the cores; on another machine it would not):
+
+    export AWS_ENDPOINT_URL=$(bash tests/ceph_rgw.sh start /tmp/ceph) AWS_ACCESS_KEY_ID=testkey AWS_SECRET_ACCESS_KEY=testsecret
+    export AWS_DEFAULT_REGION=us-east-1 AWS_EC2_METADATA_DISABLED=true AWS_REQUEST_CHECKSUM_CALCULATION=when_required
+    python -c "import boto3; boto3.client('s3').create_bucket(Bucket='bench')"
+    python -m benchmarks.ingest --images-uri FOLDER --s3-uri s3://bench/ingest
+    bash tests/ceph_rgw.sh stop /tmp/ceph
 """
 
 import concurrent.futures
