@@ -7,25 +7,33 @@ import torch
 
 from posepipe import images, mpii, samples
 from posepipe.geometry import transform
+from posepipe.head_parts import is_inside
 from posepipe.heads import HEADS
 from posepipe.models import ModelConfig, build_model
 from posepipe.tasks import TASKS
 from posepipe.train_steps import find_valid
 
 NUM_PEOPLE, SIZE = 16, (64, 64)
-MAX_STEPS = 500
+MAX_STEPS = 800
+# The paper's outputs are px: they have a longer way to go.
+LEARNING_RATES = {"paper": 1e-2}
 
 
 @pytest.fixture(scope="module")
 def people(shared_data):
-    """SAMPLE rows of the first people with all labels."""
+    """SAMPLE rows of the first people with all labels, all of them in the crop."""
     folder = shared_data / "mpii-subset"
     _, table = mpii.read_annotations(str(folder))
     rows = []
     for person in table.to_pylist():
-        if len(rows) < NUM_PEOPLE and all(person["is_annotated"]) and person["head_box"] is not None and person["center"] is not None:
+        if len(rows) == NUM_PEOPLE:
+            break
+        if all(person["is_annotated"]) and person["head_box"] is not None and person["center"] is not None:
             data = (folder / "images" / person["image"]).read_bytes()
-            rows.append(samples.build_sample(data, {**person, "split": "train"}, "person", SIZE))
+            sample = samples.build_sample(data, {**person, "split": "train"}, "person", SIZE)
+            # A joint outside the crop is in no loss.
+            if is_inside(torch.tensor(np.reshape(sample["joints"], (1, 16, 2))), SIZE).all():
+                rows.append(sample)
     return rows
 
 
@@ -48,7 +56,7 @@ def test_every_head_learns_a_batch_of_real_people_by_heart(people, name):
             samples_fingerprint="",
         )
     )
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATES.get(name, 3e-3))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, MAX_STEPS)
     score = 0.0
     for step in range(1, MAX_STEPS + 1):
