@@ -78,7 +78,7 @@ def test_samples_have_to_fit_on_every_node_that_may_take_a_worker(monkeypatch: p
     )
     cluster.require("a job", [Need("workers", 1, 8, 0, cache=0.7 * 2**30)], hint="")
     cluster.require("a job", [Need("workers", 1, 8, 1, cache=3 * 2**30)], hint="")
-    with pytest.raises(ValueError, match=r"take 3\.0 GiB, the object store of a node holds 1\.0 GiB .*--size of jobs.prepare"):
+    with pytest.raises(ValueError, match=r"take 3\.0 GiB, the object store of a node holds 1\.0 GiB .*--size, --margin of jobs.prepare"):
         cluster.require("a job", [Need("workers", 1, 8, 0, cache=3 * 2**30)], hint="")
 
 

@@ -118,6 +118,6 @@ def test_an_object_that_goes_between_listing_and_reading_is_a_row(line: Line) ->
     run_uri = f"s3://{BUCKET}/gone"
     storage.write_bytes(f"{run_uri}.txt", f"{good}\n{IMAGES_URI}/zzz.jpg".encode())
     files = inputs.write_inputs(run_uri, inputs.read_inputs(f"{run_uri}.txt"), 2)
-    read = reading.ShardReader(run_uri, tuple(files), f"{run_uri}/done", "image", (64,), images.MAX_BYTES, images.MAX_PIXELS)
+    read = reading.ShardReader(run_uri, tuple(files), f"{run_uri}/done", "image", ((64, 64),), images.MAX_BYTES, images.MAX_PIXELS)
     known = pickle.loads(read({"shard": 0, "spec": "{}"})["rows"])["known"]
     assert [row["status"] for row in known] == ["ok", "missing"]

@@ -183,7 +183,7 @@ def test_a_turned_picture_is_seen_upright_and_answered_in_stored_px(ray_session:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored a quarter turn to the left of upright
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "bucket" / "turned.png", exif=exif)
-    larger = write_checkpoint(tmp_path / "larger", framing="image", regression_head="direct", feature_stride=32, size=96)
+    larger = write_checkpoint(tmp_path / "larger", framing="image", regression_head="direct", feature_stride=32, size=(96, 96))
     places = {"images_uri": str(tmp_path / "bucket"), "predictions_uri": str(tmp_path / "out")}
     # What is averaged is averaged in px of the picture, whatever way up it was seen.
     config = ScoreConfig(checkpoint_uri=(image_checkpoint, larger), **places, flip_test=True, test_scales=(1.0, 1.25))
