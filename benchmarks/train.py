@@ -13,10 +13,7 @@ The model's FLOP are those of its products and convolutions; their share of what
 """
 
 import dataclasses
-import importlib.metadata
-import logging
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -33,8 +30,7 @@ import tyro
 from ray.train import RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
-from benchmarks import train_peers
-from benchmarks.ingest import CORES
+from benchmarks import machine, train_peers
 from benchmarks.train_peers import Job
 from posepipe import cluster, samples, storage, training
 from posepipe.config import Precision, RegressionHead, TrainConfig, check_choice
@@ -177,15 +173,6 @@ def build_contestants(config: TrainBenchmark, run: TrainConfig, job: Job, folder
     return {name: runs[name] for name in config.contestants}
 
 
-def start_ray(config: TrainBenchmark) -> None:
-    # Ray's workers are nice(15) by default, the others are not: on a machine that does something else besides, that would decide.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    num_cpus = config.num_cpus or max(CORES, config.num_workers * config.cpus_per_worker + 1)
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    cluster.connect()
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
 def build_network(run: TrainConfig, manifest: dict[str, Any]) -> PoseModel:
     """What all but posepipe start from; posepipe's own differs in where its head starts."""
     return build_model(
@@ -205,7 +192,8 @@ def build_network(run: TrainConfig, manifest: dict[str, Any]) -> PoseModel:
 def measure(config: TrainBenchmark, folder: Path) -> dict[str, dict[str, Any]]:
     """What every repetition of every contestant gave, and the rates of the machine, by model."""
     if set(config.contestants) & set(WITH_RAY):
-        start_ray(config)
+        machine.start_ray(config.num_cpus or max(machine.CORES, config.num_workers * config.cpus_per_worker + 1))
+        cluster.connect()
     manifest = samples.read_manifest(config.samples_uri)
     size = samples.crop_size(manifest)
     crops = folder / "crops"
@@ -254,7 +242,7 @@ def print_table(measured: dict[str, dict[str, Any]], num_workers: int) -> dict[s
             share = rate * found["flop_per_image"] / (num_workers * found["matrix_flop_per_second"])
             memory = max(run["gpu_memory_bytes"] for run in runs) / 2**30
             print(
-                f"{model:18}{name:20}{rate:8.1f}  {f'[{min(rates):.1f} .. {max(rates):.1f}]':20}{ratios[0]:>9}{ratios[1]:>10}{share:16.2f}"
+                f"{model:18}{name:20}{rate:8.1f}  {machine.spread(rates):20}{ratios[0]:>9}{ratios[1]:>10}{share:16.2f}"
                 f"{statistics.median(run['start'] for run in runs):10.1f}{f'{memory:.2f}' if memory else '':>9}"
             )
     return medians
@@ -267,20 +255,8 @@ def main() -> None:
         measured = measure(config, Path(folder))
     medians = print_table(measured, config.num_workers)
     if config.output_uri:
-        packages = ("posepipe", "ray", "torch", "torchvision", "timm", "simplejpeg", "numpy", "pyarrow")
-        report = {
-            "command": ["python", "-m", "benchmarks.train", *sys.argv[1:]],
-            "machine": {
-                "platform": platform.platform(),
-                "cores": CORES,
-                "load_average": {"before": load_before, "after": os.getloadavg()},
-                "python": platform.python_version(),
-            },
-            "versions": {name: importlib.metadata.version(name) for name in packages},
-            "settings": dataclasses.asdict(config),
-            "measured": measured,
-            "medians": medians,
-        }
+        figures = {"settings": dataclasses.asdict(config), "measured": measured, "medians": medians}
+        report = machine.record("train", figures, load_before)
         storage.write_json(config.output_uri, report)
 
 
