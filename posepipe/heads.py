@@ -8,21 +8,22 @@ A regression head turns the backbone's feature maps into K points. All of them s
 * `mirror(output, flip_order)` and `average(outputs)`: the output of a mirrored crop as one of the crop itself, and the mean of several.
 """
 
+import functools
 from collections.abc import Callable
 
 from torch import nn
 
 from posepipe.coordinate_heads import DirectHead, LikelihoodHead, PaperHead
 from posepipe.head_parts import HeadInput
-from posepipe.map_heads import HeatmapHead, SimccHead, UnetHead
+from posepipe.map_heads import HeatmapHead, PlainDecoder, SimccHead, UnetDecoder
 
 HEADS: dict[str, Callable[[HeadInput], nn.Module]] = {
     "direct": DirectHead,
     "paper": PaperHead,
     "rle": LikelihoodHead,
     "simcc": SimccHead,
-    "heatmap": HeatmapHead,
-    "unet": UnetHead,
+    "heatmap": functools.partial(HeatmapHead, build_decoder=PlainDecoder),
+    "unet": functools.partial(HeatmapHead, build_decoder=UnetDecoder),
 }
 """name -> what builds it."""
 

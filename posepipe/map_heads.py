@@ -1,6 +1,6 @@
 """Regression heads that give distributions over cells: along each axis (SimCC), or over the crop (heat maps)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -67,29 +67,24 @@ class SimccHead(nn.Module):
 
 
 class HeatmapHead(nn.Module):
-    """Upsamples to stride 4, one map per point, cross-entropy against a Gaussian; decoded between the cells around the peak.
+    """A map per point at stride 4, cross-entropy against a Gaussian; decoded between the cells around the peak.
 
-    The layout follows Xiao et al., "Simple Baselines for Human Pose Estimation" (2018), with bilinear upsampling and a 3x3 convolution for
-    each transposed one. A map is a distribution over cells, so no weight balances the one cell of the peak against the background.
+    Decoders upsample bilinearly, with a 3x3 convolution after each step, in place of transposed convolutions. A map is a distribution over
+    cells, so no weight balances the one cell of the peak against the background.
     """
 
     STRIDE = 4
     SIGMA = 1.5  # cells
 
-    def __init__(self, built_for: HeadInput) -> None:
+    def __init__(self, built_for: HeadInput, build_decoder: "Callable[[HeadInput], PlainDecoder | UnetDecoder]") -> None:
         super().__init__()
         self.size = built_for.size
-        channels, stride = built_for.channels[-1], built_for.strides[-1]
-        width = _width(channels)
-        layers: list[nn.Module] = []
-        while stride > self.STRIDE:
-            layers += [nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False), *_convolution(channels, width)]
-            channels, stride = width, stride // 2
-        self.layers = nn.Sequential(*layers, nn.Conv2d(channels, built_for.num_points, 1))
+        self.decoder = build_decoder(built_for)
+        self.last = nn.Conv2d(self.decoder.width, built_for.num_points, 1)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """(N, K, rows, columns) logits."""
-        return self.layers(features[-1]).float()
+        return self.last(self.decoder(features)).float()
 
     def loss(self, output: Tensor, target: Tensor, is_valid: Tensor) -> tuple[Tensor, Tensor]:
         # A point outside the crop has no cell to light up.
@@ -125,29 +120,42 @@ class HeatmapHead(nn.Module):
         return log_mean(list(outputs), 2)
 
 
-class UnetHead(HeatmapHead):
-    """Heat maps whose upsampling layers also see the backbone's finer maps (after Ronneberger et al., "U-Net", 2015)."""
+class PlainDecoder(nn.Module):
+    """Upsamples the coarsest map (after Xiao et al., "Simple Baselines for Human Pose Estimation", 2018)."""
 
     def __init__(self, built_for: HeadInput) -> None:
-        nn.Module.__init__(self)
-        self.size = built_for.size
-        finer = [(c, s) for c, s in zip(built_for.channels, built_for.strides, strict=True) if self.STRIDE <= s < built_for.strides[-1]]
-        channels = built_for.channels[-1]
-        width = _width(channels)
+        super().__init__()
+        self.width, stride = built_for.channels[-1], built_for.strides[-1]
+        width = _width(self.width)
+        layers: list[nn.Module] = []
+        while stride > HeatmapHead.STRIDE:
+            layers += [nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False), *_convolution(self.width, width)]
+            self.width, stride = width, stride // 2
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        return self.layers(features[-1])
+
+
+class UnetDecoder(nn.Module):
+    """Upsamples the coarsest map and lets the finer ones in on the way (after Ronneberger et al., "U-Net", 2015)."""
+
+    def __init__(self, built_for: HeadInput) -> None:
+        super().__init__()
+        self.width = built_for.channels[-1]
+        width = _width(self.width)
         self.skips, self.joins = nn.ModuleList(), nn.ModuleList()
-        for skip_channels, _ in reversed(finer):
-            self.skips.append(nn.Sequential(*_convolution(skip_channels, width, 1)))
-            self.joins.append(nn.Sequential(*_convolution(channels + width, width)))
-            channels = width
-        self.last = nn.Conv2d(channels, built_for.num_points, 1)
+        for channels in built_for.channels[-2::-1]:
+            self.skips.append(nn.Sequential(*_convolution(channels, width, 1)))
+            self.joins.append(nn.Sequential(*_convolution(self.width + width, width)))
+            self.width = width
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         values = features[-1]
-        finer = list(features)[:-1][::-1][: len(self.skips)]
-        for skip, join, maps in zip(self.skips, self.joins, finer, strict=True):
+        for skip, join, maps in zip(self.skips, self.joins, features[-2::-1], strict=True):
             values = F.interpolate(values, size=maps.shape[2:], mode="bilinear", align_corners=False)
             values = join(torch.cat([values, skip(maps)], dim=1))
-        return self.last(values).float()
+        return values
 
 
 def _near(peak: Tensor, num_cells: int) -> Tensor:
