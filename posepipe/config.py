@@ -32,6 +32,7 @@ StudyRow = Literal[
 
 MAX_PIXELS = 178_956_970
 PERSON_CROP_MARGIN = 0.2
+DEFAULT_MILESTONES = (0.8, 0.95)
 
 
 def check_choice(what: str, value: str, choices: Sequence[str]) -> None:
@@ -164,7 +165,7 @@ class TrainConfig:
     """Longer gradients are cut to this norm; 0: never."""
     schedule: Schedule = "constant"
     """constant (the paper), step (a tenth after each of --milestones) or cosine (down to zero)."""
-    milestones: tuple[float, ...] = (0.8, 0.95)
+    milestones: tuple[float, ...] = DEFAULT_MILESTONES
     """Where the step schedule steps, as shares of all epochs."""
     warmup_steps: int = -1
     """Steps of a linear warm-up; -1: 3 % of all steps, none for the constant schedule."""
@@ -183,7 +184,7 @@ class TrainConfig:
     use_gpu: bool = False
     """One GPU per worker."""
     precision: Precision = "float32"
-    """float32, or bfloat16 for mixed precision: faster on GPUs, and also on CPUs that have it (AMX, AVX512-BF16); much slower on others."""
+    """float32, or bfloat16 for mixed precision: for GPUs, and for CPUs that compute in it (AMX, AVX512-BF16)."""
     max_failures: int = 2
     """How often the run restarts from its last checkpoint after a worker died."""
     max_preemption_failures: int = -1
@@ -216,6 +217,8 @@ class TrainConfig:
             raise ValueError(f"--layer-decay must be in (0, 1], got {self.layer_decay}")
         if list(self.milestones) != sorted(set(self.milestones)) or not all(0 < share < 1 for share in self.milestones):
             raise ValueError(f"--milestones must be rising shares of all epochs in (0, 1), got {' '.join(map(str, self.milestones))}")
+        if self.milestones != DEFAULT_MILESTONES and self.schedule != "step":
+            raise ValueError(f"--milestones are of --schedule step, got --schedule {self.schedule}")
         if self.direct_loss != "mse" and self.regression_head != "direct":
             raise ValueError(f"--direct-loss {self.direct_loss} is of the direct head; {self.regression_head} has its own loss")
         if self.direct_loss == "giou" and self.task != "head":

@@ -63,6 +63,7 @@ def test_person_crops_have_a_margin_of_a_fifth_and_whole_pictures_none(values, m
         (TrainConfig, TRAIN | {"ema_decay": 1.0}, r"--ema-decay must be in \[0, 1\), got 1.0"),
         (TrainConfig, TRAIN | {"layer_decay": 0.0}, r"--layer-decay must be in \(0, 1\], got 0.0"),
         (TrainConfig, TRAIN | {"milestones": (0.9, 0.5)}, r"--milestones must be rising shares .*, got 0.9 0.5"),
+        (TrainConfig, TRAIN | {"milestones": (0.5,)}, "--milestones are of --schedule step, got --schedule constant"),
         (TrainConfig, TRAIN | {"milestones": (170.0, 200.0)}, r"--milestones must be rising shares .*, got 170.0 200.0"),
         (TrainConfig, TRAIN | {"direct_loss": "l1", "regression_head": "rle"}, "--direct-loss l1 is of the direct head; rle has its own"),
         (TrainConfig, TRAIN | {"direct_loss": "giou"}, "--direct-loss giou compares boxes: it needs --task head"),
