@@ -217,7 +217,7 @@ class TrainConfig:
             raise ValueError(f"--layer-decay must be in (0, 1], got {self.layer_decay}")
         if list(self.milestones) != sorted(set(self.milestones)) or not all(0 < share < 1 for share in self.milestones):
             raise ValueError(f"--milestones must be rising shares of all epochs in (0, 1), got {' '.join(map(str, self.milestones))}")
-        if self.milestones != DEFAULT_MILESTONES and self.schedule != "step":
+        if tuple(self.milestones) != DEFAULT_MILESTONES and self.schedule != "step":
             raise ValueError(f"--milestones are of --schedule step, got --schedule {self.schedule}")
         if self.direct_loss != "mse" and self.regression_head != "direct":
             raise ValueError(f"--direct-loss {self.direct_loss} is of the direct head; {self.regression_head} has its own loss")
