@@ -137,7 +137,7 @@ def test_a_setting_from_after_a_run_began_had_its_default(tmp_path: Path) -> Non
 
 
 def test_settings_of_several_values_are_those_that_were_written(tmp_path: Path) -> None:
-    run = config(write_manifest(tmp_path / "samples"), tmp_path, "run", milestones=(0.5, 0.75))
+    run = config(write_manifest(tmp_path / "samples"), tmp_path, "run", schedule="step", milestones=(0.5, 0.75))
     training.claim_folder(str(tmp_path / "run"), training.describe_config(run))
     training.claim_folder(str(tmp_path / "run"), training.describe_config(run))
     # A run from before they existed had the default.
