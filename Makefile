@@ -32,7 +32,7 @@ lint: install
 	$(BIN)/mypy
 
 unit: install
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --durations=10
 
 faults: install
 	POSEPIPE_CEPH=1 $(BIN)/python -m pytest -m faults --durations=0 -rs -s
