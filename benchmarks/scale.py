@@ -1,5 +1,8 @@
-"""What grows with the number of pictures: wall time and memory of `jobs.score`, and the planning of long manifests.
+"""What grows with the number of pictures: wall time and memory of prepare, of train's loading and of score, the planning of manifests.
 
+* prepare, load: `preparing.prepare` of --num-prepared pictures with a person each, and what a training run does with these samples before
+  its first step (`training_data.load_data` and the cache of one worker), each in a process of its own on Ray as below, from the call on.
+  `more` is what every picture took beyond those of the row before, so what starts once is not in it.
 * score: a scoring run in a process of its own, on Ray with an object store of --object-store-mib, for each of --num-images; the manifest
   goes through the folder's pictures again and again. Seconds per picture are taken between commits, so what starts once is told apart.
   Memory is the sum over all processes of the run (Ray's included): RSS counts what they share once for each of them, PSS once.
@@ -25,28 +28,33 @@ import psutil
 import tyro
 
 from benchmarks import machine
-from benchmarks.ingest import find_pictures
+from benchmarks.ingest import find_pictures, write_mpii
 from benchmarks.machine import CORES
 from posepipe import inputs, storage
 
 SHARD_SIZE = 256
+SIZE = 128  # px of what is prepared
 SAMPLING_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleConfig:
-    """What grows with the number of pictures: wall time and memory of `jobs.score`, and the planning of long manifests."""
+    """What grows with the number of pictures: wall time and memory of the jobs, and the planning of long manifests."""
 
     images_uri: str
     """Folder of JPEGs, of which those of 1280x720 are read."""
     checkpoint_uri: str
     """A run trained on image framing."""
+    num_prepared: tuple[int, ...] = (1024, 4096, 16384)
+    """Pictures to prepare and to load."""
     num_images: tuple[int, ...] = (1000, 5000, 20000)
     """Pictures to score."""
     num_rows: tuple[int, ...] = (1000, 10_000, 100_000, 1_000_000)
     """Rows of the manifests to plan."""
     object_store_mib: int = 500
     """Ray's object store."""
+    price_per_hour: float = 0.0
+    """Of this machine, for the cost of a million pictures by the time that one took, start-up left out."""
     output_uri: str = ""
     """JSON file of all figures and the machine."""
 
@@ -79,29 +87,76 @@ class Memory(threading.Thread):
         self.join()
 
 
-_SCORE = """
-import os, sys, ray
+_RAY = """
+import os, time, ray
 os.environ["RAY_worker_niceness"] = "0"
 ray.init(address="local", num_cpus={cpus}, object_store_memory={store}, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-from posepipe import cluster, scoring
-from posepipe.config import ScoreConfig
+from posepipe import cluster, preparing, samples, scoring, training_data
+from posepipe.config import PrepareConfig, ScoreConfig, TrainConfig
+from posepipe.sample_cache import SampleCache
 cluster.connect()
-scoring.score(ScoreConfig(checkpoint_uri=({checkpoint!r},), images_uri={manifest!r}, predictions_uri={out!r}, shard_size={shard}))
+started = time.perf_counter()
+{body}
+seconds = time.perf_counter() - started
 from ray._private.internal_api import memory_summary
-print(memory_summary(ray.get_runtime_context().gcs_address, stats_only=True))
+print(memory_summary(ray.get_runtime_context().gcs_address, stats_only=True), "seconds", seconds)
 """
+_PREPARE = "preparing.prepare(PrepareConfig(mpii_uri={mpii!r}, samples_uri={samples!r}, size={size}))"
+_LOAD = """data = training_data.load_data(TrainConfig(samples_uri={samples!r}, runs_uri="", name="x"))
+cache = SampleCache(data.train, samples.crop_size(data.manifest), samples.crop_margin(data.manifest))
+assert len(cache) == data.manifest["rows"]["train"]"""
+
+
+def start(config: ScaleConfig, body: str) -> "subprocess.Popen[str]":
+    code = _RAY.format(cpus=CORES, store=config.object_store_mib * 2**20, body=body)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def start_score(config: ScaleConfig, manifest: Path, out: Path) -> "subprocess.Popen[str]":
-    code = _SCORE.format(
-        cpus=CORES,
-        store=config.object_store_mib * 2**20,
-        checkpoint=config.checkpoint_uri,
-        manifest=str(manifest),
-        out=str(out),
-        shard=SHARD_SIZE,
-    )
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    values = {
+        "checkpoint_uri": (config.checkpoint_uri,),
+        "images_uri": str(manifest),
+        "predictions_uri": str(out),
+        "shard_size": SHARD_SIZE,
+    }
+    return start(config, f"scoring.score(ScoreConfig(**{values!r}))")
+
+
+def run_to_end(config: ScaleConfig, process: "subprocess.Popen[str]") -> dict[str, Any]:
+    """Peak memory of it and all that it started, what was spilled, and its own seconds."""
+    memory = Memory(process.pid)
+    memory.start()
+    said, _ = process.communicate()
+    memory.stop()
+    if process.returncode:
+        raise RuntimeError(f"a run ended with status {process.returncode}")
+    spilled = re.search(r"Spilled (\d+) MiB", said)
+    return {
+        "seconds": float(said.split()[-1]),
+        "peak_rss_gib": memory.peak_rss / 2**30,
+        "peak_pss_gib": memory.peak_pss / 2**30,
+        "spilled_mib": int(spilled[1]) if spilled else 0,
+    }
+
+
+def measure_training_data(config: ScaleConfig, pictures: list[Path], folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows of prepare and of load by the number of pictures."""
+    found: dict[str, list[dict[str, Any]]] = {"prepare": [], "load": []}
+    for count in config.num_prepared:
+        mpii, samples = folder / f"mpii-{count}", folder / f"samples-{count}"
+        mpii.mkdir()
+        write_mpii(mpii, pictures, count)
+        for stage, body in (("prepare", _PREPARE), ("load", _LOAD)):
+            row = {"num_images": count, **run_to_end(config, start(config, body.format(mpii=str(mpii), samples=str(samples), size=SIZE)))}
+            before = found[stage][-1] if found[stage] else {"num_images": 0, "seconds": 0.0}
+            row["ms_per_further_image"] = 1000 * (row["seconds"] - before["seconds"]) / (count - before["num_images"])
+            found[stage].append(row)
+            print(
+                f"{stage:8}{count:9}{row['seconds']:9.1f}{row['ms_per_further_image']:10.2f}"
+                f"{row['peak_rss_gib']:9.2f}{row['peak_pss_gib']:9.2f}{row['spilled_mib']:13}",
+                flush=True,
+            )
+    return found
 
 
 def commits(out: Path) -> list[float]:
@@ -113,27 +168,13 @@ def measure_score(config: ScaleConfig, paths: list[str], count: int, folder: Pat
     manifest, out = folder / f"{count}.txt", folder / f"out-{count}"
     manifest.write_text("\n".join(paths[index % len(paths)] for index in range(count)))
     started = time.time()
-    process = start_score(config, manifest, out)
-    memory = Memory(process.pid)
-    memory.start()
-    said, _ = process.communicate()
-    memory.stop()
-    if process.returncode:
-        raise RuntimeError(f"scoring {count} pictures ended with status {process.returncode}")
+    row = run_to_end(config, start_score(config, manifest, out))
     summary = storage.read_json(str(out / "summary.json"))
     if summary["rows_predicted"] != count:
         raise RuntimeError(f"{summary['rows_predicted']} of {count} pictures were scored: {summary['statuses']}")
     at = commits(out)
-    spilled = re.search(r"Spilled (\d+) MiB", said)
-    return {
-        "num_images": count,
-        "seconds": time.time() - started,
-        "seconds_to_first_commit": at[0] - started,
-        "ms_per_image": 1000 * (at[-1] - at[0]) / (count - SHARD_SIZE),
-        "peak_rss_gib": memory.peak_rss / 2**30,
-        "peak_pss_gib": memory.peak_pss / 2**30,
-        "spilled_mib": int(spilled[1]) if spilled else 0,
-    }
+    times = {"seconds_to_first_commit": at[0] - started, "ms_per_image": 1000 * (at[-1] - at[0]) / (count - SHARD_SIZE)}
+    return {"num_images": count, **row, **times}
 
 
 def write_manifest(paths: list[str], count: int, folder: Path) -> Path:
@@ -180,7 +221,10 @@ def main() -> None:
     load_before = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="posepipe-scale-") as name:
         folder = Path(name)
-        paths = [str(path.resolve()) for path in find_pictures(Path(config.images_uri), [(1280, 720)])]
+        pictures = find_pictures(Path(config.images_uri), [(1280, 720)])
+        paths = [str(path.resolve()) for path in pictures]
+        print(f"{'':8}{'pictures':>9}{'seconds':>9}{'more, ms':>10}{'RSS GiB':>9}{'PSS GiB':>9}{'spilled MiB':>13}", flush=True)
+        stages = measure_training_data(config, pictures, folder)
         scored, planned = [], []
         print(
             f"{'pictures':>9}{'seconds':>9}{'first commit':>14}{'ms/picture':>12}{'RSS GiB':>9}{'PSS GiB':>9}{'spilled MiB':>13}",
@@ -202,8 +246,12 @@ def main() -> None:
             print(f"{count:9}{row['seconds']:9.2f}{row['peak_rss_gib']:9.2f}{row['rss_before_gib']:9.2f}", flush=True)
         first = measure_first_commit(config, manifest, folder)
         print(f"first commit of {count} rows after {first['seconds']:.1f} s, driver's peak RSS {first['driver_peak_rss_gib']:.2f} GiB")
+    spent = {name: rows[-1]["ms_per_further_image"] for name, rows in stages.items()} | {"score": scored[-1]["ms_per_image"]}
+    for name, ms in spent.items():
+        cost = f", {config.price_per_hour * ms / 3.6:.2f} at {config.price_per_hour:g} an hour" if config.price_per_hour else ""
+        print(f"a million pictures, {name}: {ms / 3.6:.2f} hours of this machine's {CORES} cores{cost}")
     if config.output_uri:
-        figures = {"score": scored, "plan": planned, "first_commit": first}
+        figures = {**stages, "score": scored, "plan": planned, "first_commit": first}
         storage.write_json(config.output_uri, machine.record("scale", figures, load_before))
 
 

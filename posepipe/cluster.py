@@ -35,7 +35,8 @@ class Need:
         count: how many.
         cpus: of each.
         gpus: of each.
-        cache: bytes of the object store that the node of each has to hold; processes of one node share them.
+        cache: bytes of samples that the object store of each one's node has to hold; processes of one node share them.
+        cache_kind: as what they are kept.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Need:
     cpus: float
     gpus: float = 0
     cache: float = 0
+    cache_kind: str = ""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.count} x {self.cpus:g} CPU{f' + {self.gpus:g} GPU' if self.gpus else ''}"
@@ -124,6 +126,11 @@ def smallest_object_store(cpus: float = 1, gpus: float = 0) -> float:
     return min((node.resources.get("object_store_memory", 0.0) for node in nodes if node.num_units(cpus, gpus)), default=math.inf)
 
 
+def room_for_cache(cpus: float, gpus: float) -> float:
+    """Bytes that samples may take of the object store of any node that could take a process of so many CPUs and GPUs."""
+    return MOST_OF_STORE * smallest_object_store(cpus, gpus)
+
+
 def from_items(items: list[dict[str, Any]]) -> ray.data.Dataset:
     """A Dataset with a task per item, for pipelines of one stage whose results are small or all kept.
 
@@ -173,12 +180,12 @@ def require(what: str, needs: Sequence[Need], *, hint: str) -> None:
         )
     for need in needs:
         # Ray may put such a process on any node that has room for it.
-        store = smallest_object_store(need.cpus, need.gpus) if need.cache else math.inf
-        if need.cache > MOST_OF_STORE * store:
+        if need.cache and need.cache > room_for_cache(need.cpus, need.gpus):
             raise ValueError(
-                f"the decoded samples take {need.cache / 2**30:.1f} GiB, the object store of a node holds {store / 2**30:.1f} GiB "
-                "and must keep a fifth free; use smaller crops (--size, --margin of jobs.prepare), "
-                "or start Ray with a larger --object-store-memory"
+                f"the {need.cache_kind} samples take {need.cache / 2**30:.1f} GiB, the object store of a node holds "
+                f"{smallest_object_store(need.cpus, need.gpus) / 2**30:.1f} GiB and must keep a fifth free; "
+                f"{'take --sample-cache encoded, ' if need.cache_kind == 'decoded' else ''}"
+                "use smaller crops (--size, --margin of jobs.prepare), or start Ray with a larger --object-store-memory"
             )
 
 

@@ -21,6 +21,7 @@ MissingJoints = Literal["mask", "zero"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "step", "cosine"]
 Precision = Literal["float32", "bfloat16"]
+CacheKind = Literal["auto", "decoded", "encoded"]
 Scheduler = Literal["asha", "none"]
 OnNonFinite = Literal["stop", "skip"]
 Logger = Literal["none", "mlflow", "wandb"]
@@ -185,6 +186,9 @@ class TrainConfig:
     """One GPU per worker."""
     precision: Precision = "float32"
     """float32, or bfloat16 for mixed precision: for GPUs, and for CPUs that compute in it (AMX, AVX512-BF16)."""
+    sample_cache: CacheKind = "auto"
+    """As what the samples stay in memory: decoded, encoded (JPEG, several times smaller, decoded anew for every batch), or auto: decoded
+    where the nodes have room for it."""
     max_failures: int = 2
     """How often the run restarts from its last checkpoint after a worker died."""
     max_preemption_failures: int = -1

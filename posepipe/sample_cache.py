@@ -1,9 +1,10 @@
-"""All samples of one split in a training worker; their pixels stay in shared memory.
+"""All samples of one split in a training worker, decoded already or as JPEGs; they stay in shared memory.
 
 The workers of a host share what lies in Ray's object store without a copy.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,36 +13,42 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from posepipe import samples
+from posepipe import images, samples
 
 
 class SampleCache:
-    """All samples of one split, in the order of their ids; the pixels stay where Ray put them, in shared memory.
+    """All samples of one split, in the order of their ids; they stay where Ray put them, in shared memory.
 
     Attributes:
         labels: of `samples.label_arrays`, in px of the crop without its margin.
         margin: px (x, y) that lie around the crop on each side.
     """
 
-    def __init__(self, dataset: Any, size: tuple[int, int], margin: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, dataset: Any, size: tuple[int, int], margin: tuple[int, int] = (0, 0), num_threads: int = 1) -> None:
         """
         Args:
-            dataset: of `training_data.load_pixels`.
+            dataset: of `training_data.load_crops`.
             size: width and height of the crops, px.
-            margin: of the dataset's pixels.
+            margin: of the dataset's pictures.
+            num_threads: that decode what is not decoded yet, of every batch.
 
         Raises:
-            ValueError: the pixels are not of this size and margin.
+            ValueError: the pictures are not of this size and margin.
         """
         self.margin = margin
         (width, height), (x, y) = size, margin
+        self._shape = (height + 2 * y, width + 2 * x, 3)
         self._inner = slice(y, y + height), slice(x, x + width)
         tables: list[pa.Table] = list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
-        labels = samples.label_arrays(pa.concat_tables([table.drop_columns(["pixels"]) for table in tables]))
+        labels = samples.label_arrays(pa.concat_tables([table.select(samples.LABELS) for table in tables]))
         order = np.argsort(labels["sample_id"], kind="stable")
         self.labels = {name: values[order] for name, values in labels.items()}
-        shape = (height + 2 * y, width + 2 * x, 3)
-        rows = [row for table in tables for chunk in table["pixels"].chunks for row in _as_pictures(chunk, shape)]
+        self._pool: ThreadPoolExecutor | None = None
+        if "crop" in tables[0].column_names:
+            self._pool = ThreadPoolExecutor(num_threads)
+            rows: list[Any] = [row for table in tables for row in table["crop"]]
+        else:
+            rows = [row for table in tables for chunk in table["pixels"].chunks for row in _as_pictures(chunk, self._shape)]
         self._rows = [rows[index] for index in order]
 
     def __len__(self) -> int:
@@ -56,10 +63,17 @@ class SampleCache:
         return self._stack(indices, (slice(None), slice(None)))
 
     def _stack(self, indices: Sequence[int], part: tuple[slice, slice]) -> Tensor:
+        rows = [self._rows[index] for index in indices]
+        pictures = list(self._pool.map(self._decode, rows)) if self._pool else rows
         # A worker may have no part of a last, small batch.
-        chosen = [self._rows[index][part] for index in indices]
-        stacked = np.stack(chosen) if chosen else np.empty((0, *self._rows[0][part].shape), np.uint8)
+        stacked = np.stack([each[part] for each in pictures]) if pictures else np.empty((0, *self._shape), np.uint8)[(slice(None), *part)]
         return torch.from_numpy(stacked).permute(0, 3, 1, 2)
+
+    def _decode(self, data: pa.BinaryScalar) -> NDArray[np.uint8]:
+        picture = images.decode_jpeg(data.as_py())
+        if picture.shape != self._shape:
+            raise ValueError(f"expected pictures of {self._shape[1]} x {self._shape[0]} px, got {picture.shape[1]} x {picture.shape[0]}")
+        return picture
 
 
 def _as_pictures(chunk: pa.FixedSizeBinaryArray, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

@@ -53,6 +53,9 @@ ERROR = pa.schema(
 )
 
 
+# What `label_arrays` reads.
+LABELS = ("sample_id", "crop_to_image", "head_box", "joints", "is_annotated", "head_size", "head_bone")
+
 Decoded = dict[int, np.ndarray[Any, Any]]  # of `images.decode`
 
 

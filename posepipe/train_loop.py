@@ -51,8 +51,10 @@ def train_loop(arguments: dict[str, Any]) -> str | None:
         path = os.path.join(folder, MODEL_FILE)
         storage.write_bytes(path, ray.get(arguments["initial"]))
         own, _ = load_model(path)
-    cache = SampleCache(ray.train.get_dataset_shard("train"), own.config.size, arguments["margin"])
-    val_cache = SampleCache(ray.train.get_dataset_shard("val"), own.config.size)
+    size, margin, num_threads = own.config.size, arguments["margin"], config.cpus_per_worker
+    cache = SampleCache(ray.train.get_dataset_shard("train"), size, margin, num_threads)
+    val_margin = (0, 0) if arguments["cache"] == "decoded" else margin
+    val_cache = SampleCache(ray.train.get_dataset_shard("val"), size, val_margin, num_threads)
     num_steps = len(split_batches(torch.arange(len(cache)), config.batch_size))
     batch = GlobalBatch(rank, world)
     average = WeightAverage(own, config.ema_decay) if config.ema_decay else None

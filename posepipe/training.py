@@ -29,7 +29,7 @@ from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, num_train
 from posepipe.snapshots import SNAPSHOTS_FILE
 from posepipe.train_loop import train_loop
 from posepipe.train_steps import NonFiniteError
-from posepipe.training_data import TrainingData, load_data, read_manifests
+from posepipe.training_data import TrainingData, choose_cache, load_data, read_manifests
 from posepipe.watching import require_logger
 from posepipe.weights import load_weights
 
@@ -43,6 +43,8 @@ RESOURCES = (
     *("samples_uri", "extra_samples_uri", "runs_uri"),
     # These decide what becomes of a fault and who watches; a run without a fault computes the same.
     *("checkpoint_every", "on_nonfinite", "logger"),
+    # Decoded once or for every batch, the pixels are the same.
+    "sample_cache",
 )
 
 
@@ -51,7 +53,7 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
 
     Args:
         config: what to do.
-        data: decoded samples, where they are there already.
+        data: the samples, where they are loaded already.
         callbacks: Ray Train's.
 
     Returns:
@@ -84,6 +86,7 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
             "initial": initial,
             "run_uri": run_uri,
             "margin": samples.crop_margin(data.manifest),
+            "cache": data.cache,
         },
         scaling_config=ScalingConfig(
             num_workers=config.max_workers if config.min_workers == config.max_workers else (config.min_workers, config.max_workers),
@@ -131,13 +134,10 @@ def resolve_uris(config: TrainConfig) -> TrainConfig:
 
 
 def require_workers(what: str, config: TrainConfig) -> None:
-    """Refuses a run whose workers, or the decoded samples that they hold, the cluster has no room for."""
-    manifest, *extra = read_manifests(config)
-    (width, height), (x, y) = samples.crop_size(manifest), samples.crop_margin(manifest)
-    num_train = sum(each["rows"]["train"] for each in (manifest, *extra))
-    pixels = 3 * (num_train * (width + 2 * x) * (height + 2 * y) + manifest["rows"]["val"] * width * height)
-    # The samples are decoded before workers start, and drivers and controllers take no CPU.
-    workers = cluster.Need("workers", config.min_workers, config.cpus_per_worker, int(config.use_gpu), cache=pixels)
+    """Refuses a run whose workers, or the samples that they hold, the cluster has no room for."""
+    kind, num_bytes = choose_cache(config)
+    # The samples are loaded before workers start, and drivers and controllers take no CPU.
+    workers = cluster.Need("workers", config.min_workers, config.cpus_per_worker, int(config.use_gpu), num_bytes, kind)
     cluster.require(what, [workers], hint="change --num-workers, --cpus-per-worker or --use-gpu")
 
 

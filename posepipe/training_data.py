@@ -1,4 +1,4 @@
-"""What a training run is of: the samples, decoded once and in parallel into Ray's object store."""
+"""What a training run is of: the samples, in Ray's object store, decoded once and in parallel or as they are stored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import ray.data
 from numpy.typing import NDArray
 
 from posepipe import cluster, images, samples, storage
-from posepipe.config import Split, TrainConfig
+from posepipe.config import CacheKind, Split, TrainConfig
 from posepipe.geometry import transform
 from posepipe.tasks import TASKS
 
@@ -20,12 +20,13 @@ CROP = ("framing", "size", "margin")
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Decoded samples in Ray's object store.
+    """Samples in Ray's object store.
 
     Attributes:
-        train: columns of `load_pixels`, with the margin.
-        val: the same, without.
+        train: columns of `load_crops`, with the margin.
+        val: the same; decoded, without the margin.
         manifest: of the samples.
+        cache: as what they are kept: decoded or encoded.
         extra: the manifests of those that were added to the train split.
         mean_points: (num_points, 2) mean of the train labels, unit frame.
         floor: the score of mean_points on val.
@@ -34,19 +35,23 @@ class TrainingData:
     train: ray.data.Dataset
     val: ray.data.Dataset
     manifest: dict[str, Any]
+    cache: CacheKind
     extra: tuple[dict[str, Any], ...]
     mean_points: NDArray[np.float64]
     floor: dict[str, Any]
 
 
 def load_data(config: TrainConfig) -> TrainingData:
-    """Decodes both splits; ValueError where one is empty, has no label for the task, or holds a person twice."""
+    """Loads both splits; ValueError where one is empty, has no label for the task, or holds a person twice."""
     task = TASKS[config.task]
     manifest, *extra = read_manifests(config)
     samples_uri, extra_uris = storage.resolve_uri(config.samples_uri), [storage.resolve_uri(uri) for uri in config.extra_samples_uri]
-    train = load_pixels([samples_uri, *extra_uris], "train", keep_margin=True).materialize()
+    kind, num_bytes = choose_cache(config)
+    if config.sample_cache == "auto" and kind == "encoded":
+        print(f"samples: decoded they would not fit, so their JPEGs are kept ({num_bytes / 2**30:.1f} GiB)", flush=True)
+    train = load_crops([samples_uri, *extra_uris], "train", kind, keep_margin=True).materialize()
     # The margin is for augmentation, and takes memory.
-    val = load_pixels([samples_uri], "val", keep_margin=False).materialize()
+    val = load_crops([samples_uri], "val", kind, keep_margin=False).materialize()
     train_labels, val_labels = _collect_labels(train), _collect_labels(val)
     if extra_uris:
         _check_ids(np.concatenate([train_labels["sample_id"], val_labels["sample_id"]]), [samples_uri, *extra_uris])
@@ -61,7 +66,7 @@ def load_data(config: TrainConfig) -> TrainingData:
     floor = task.evaluate(transform(val_labels["crop_to_image"], pixels), val_labels)
     if not floor.num_scored:
         raise ValueError(f"the val split of {samples_uri} has nothing to score for the task {config.task!r}")
-    return TrainingData(train, val, manifest, tuple(extra), mean_points, floor.summary())
+    return TrainingData(train, val, manifest, kind, tuple(extra), mean_points, floor.summary())
 
 
 def read_manifests(config: TrainConfig) -> list[dict[str, Any]]:
@@ -78,6 +83,21 @@ def read_manifests(config: TrainConfig) -> list[dict[str, Any]]:
     return manifests
 
 
+def choose_cache(config: TrainConfig) -> tuple[CacheKind, int]:
+    """As what the samples are kept, and the bytes that they take: decoded, unless something else is asked for or they do not fit so."""
+    manifest, *extra = read_manifests(config)
+    (width, height), (x, y) = samples.crop_size(manifest), samples.crop_margin(manifest)
+    num_train = sum(each["rows"]["train"] for each in (manifest, *extra))
+    decoded = 3 * (num_train * (width + 2 * x) * (height + 2 * y) + manifest["rows"]["val"] * width * height)
+    if config.sample_cache == "decoded":
+        return "decoded", decoded
+    if config.sample_cache == "auto" and decoded <= cluster.room_for_cache(config.cpus_per_worker, int(config.use_gpu)):
+        return "decoded", decoded
+    folders = [storage.join_uri(storage.resolve_uri(uri), "train") for uri in (config.samples_uri, *config.extra_samples_uri)]
+    folders.append(storage.join_uri(storage.resolve_uri(config.samples_uri), "val"))
+    return "encoded", sum(size for folder in folders for _, size in storage.list_sizes(folder))
+
+
 def _check_ids(sample_ids: NDArray[np.str_], uris: Sequence[str]) -> None:
     ids, counts = np.unique(sample_ids, return_counts=True)
     if (counts > 1).any():
@@ -87,21 +107,24 @@ def _check_ids(sample_ids: NDArray[np.str_], uris: Sequence[str]) -> None:
         )
 
 
-def load_pixels(samples_uris: Sequence[str], split: Split, keep_margin: bool) -> ray.data.Dataset:
-    """The samples of one split with their crops decoded, one block per file.
+def load_crops(samples_uris: Sequence[str], split: Split, kind: CacheKind, keep_margin: bool) -> ray.data.Dataset:
+    """The samples of one split, one block per file.
 
-    The columns are SAMPLE's, with `pixels` (fixed-size binary, height x width x 3 uint8 RGB) instead of `crop`: of the crop alone, or with
-    the margin around it.
+    The columns are SAMPLE's; decoded, with `pixels` (fixed-size binary, height x width x 3 uint8 RGB) instead of `crop`: of the crop alone,
+    or with the margin around it.
     """
     files = [file for uri in samples_uris for file in samples.list_split(uri, split)]
     size = None if keep_margin else samples.crop_size(samples.read_manifest(samples_uris[0]))
     dataset = cluster.from_items([{"uri": uri} for uri in files])
-    return dataset.map_batches(_decode_crops, batch_size=1, batch_format="pyarrow", fn_kwargs={"size": size})
+    arguments = {"kind": kind, "size": size}
+    return dataset.map_batches(_read_crops, batch_size=1, batch_format="pyarrow", fn_kwargs=arguments)
 
 
-def _decode_crops(batch: pa.Table, size: tuple[int, int] | None) -> pa.Table:
-    """`pixels` instead of `crop`: all that is stored, or what lies within this size."""
+def _read_crops(batch: pa.Table, kind: CacheKind, size: tuple[int, int] | None) -> pa.Table:
+    """A file's samples; decoded, `pixels` instead of `crop`: all that is stored, or what lies within this size."""
     table = storage.read_table(batch["uri"][0].as_py())
+    if kind == "encoded":
+        return table
     stored = [images.decode_jpeg(crop) for crop in table["crop"].to_pylist()]
     pixels = [(crop if size is None else images.cut_margin(crop, size)).tobytes() for crop in stored]
     column = pa.array(pixels, pa.binary(len(pixels[0])))
@@ -110,5 +133,5 @@ def _decode_crops(batch: pa.Table, size: tuple[int, int] | None) -> pa.Table:
 
 def _collect_labels(dataset: ray.data.Dataset) -> dict[str, NDArray[Any]]:
     # Without the pixels, which would all come to the driver's node.
-    tables = list(dataset.drop_columns(["pixels"]).iter_batches(batch_size=None, batch_format="pyarrow"))
+    tables = list(dataset.select_columns(list(samples.LABELS)).iter_batches(batch_size=None, batch_format="pyarrow"))
     return samples.label_arrays(pa.concat_tables(tables))

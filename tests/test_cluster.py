@@ -76,10 +76,10 @@ def test_samples_have_to_fit_on_every_node_that_may_take_a_worker(monkeypatch: p
         {"CPU": 8, "object_store_memory": 2**30},
         {"CPU": 8, "GPU": 1, "object_store_memory": 4 * 2**30},
     )
-    cluster.require("a job", [Need("workers", 1, 8, 0, cache=0.7 * 2**30)], hint="")
-    cluster.require("a job", [Need("workers", 1, 8, 1, cache=3 * 2**30)], hint="")
+    cluster.require("a job", [Need("workers", 1, 8, 0, cache=0.7 * 2**30, cache_kind="decoded")], hint="")
+    cluster.require("a job", [Need("workers", 1, 8, 1, cache=3 * 2**30, cache_kind="decoded")], hint="")
     with pytest.raises(ValueError, match=r"take 3\.0 GiB, the object store of a node holds 1\.0 GiB .*--size, --margin of jobs.prepare"):
-        cluster.require("a job", [Need("workers", 1, 8, 0, cache=3 * 2**30)], hint="")
+        cluster.require("a job", [Need("workers", 1, 8, 0, cache=3 * 2**30, cache_kind="decoded")], hint="")
 
 
 def test_nodes_that_ray_up_may_still_start_count(ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "cutting": ({"fetching", "images", "samples", "storage"}, False, False),
     "preparing": (MATHS | {"mpii", "config", "samples", "cluster", "cutting", "progress"}, False, True),
     "global_batch": (set(), True, False),
-    "sample_cache": ({"samples"}, True, False),
+    "sample_cache": ({"images", "samples"}, True, False),
     "checkpoints": ({"models", "optimizers", "runs", "snapshots", "storage"}, True, True),
     "train_steps": (NETWORKS | {"checkpoints", "config", "global_batch", "head_parts", "optimizers", "sample_cache"}, True, False),
     "watching": ({"storage"}, False, False),

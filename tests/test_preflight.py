@@ -1,5 +1,6 @@
 """Requests that the cluster cannot hold are refused before anything starts; all others end."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -100,11 +101,19 @@ def test_workers_may_take_every_cpu(ask: Callable[..., Any], tmp_path: Path) -> 
 def test_samples_that_no_object_store_holds_are_refused(ray_session: None, person_samples: str, tmp_path: Path) -> None:
     manifest = storage.read_json(f"{person_samples}/{storage.MANIFEST}")
     storage.write_json(f"{tmp_path}/samples/{storage.MANIFEST}", {**manifest, "size": 10_000})
-    train = TrainConfig(samples_uri=f"{tmp_path}/samples", runs_uri=f"{tmp_path}/runs", name="run")
-    with pytest.raises(ValueError, match=r"the decoded samples take \d+\.\d GiB, the object store of a node holds 0\.5 GiB"):
+    train = TrainConfig(samples_uri=f"{tmp_path}/samples", runs_uri=f"{tmp_path}/runs", name="run", sample_cache="decoded")
+    said = (
+        r"the decoded samples take \d+\.\d GiB, the object store of a node holds 0\.5 GiB .*take --sample-cache encoded, use smaller crops"
+    )
+    with pytest.raises(ValueError, match=said):
         training.train(train)
-    with pytest.raises(ValueError, match="start Ray with a larger --object-store-memory"):
-        tuning.tune(TuneConfig(train=train))
+    # Nor do these fit as they are stored.
+    Path(f"{tmp_path}/samples/train").mkdir()
+    with Path(f"{tmp_path}/samples/train/part-00000.parquet").open("wb") as sparse:
+        sparse.truncate(2**30)
+    with pytest.raises(ValueError, match=r"the encoded samples take 1\.0 GiB.*start Ray with a larger --object-store-memory") as error:
+        tuning.tune(TuneConfig(train=dataclasses.replace(train, sample_cache="auto")))
+    assert "--sample-cache" not in str(error.value)
     assert not (tmp_path / "runs").exists()
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_samples import SIZE, person, picture, to_table
 
+from posepipe import images
 from posepipe.sample_cache import SampleCache
 from posepipe.samples import build_sample
 
@@ -77,3 +78,17 @@ def test_what_is_handed_out_is_a_copy(cache, pictures):
 def test_pixels_of_another_size_are_refused(pictures):
     with pytest.raises(ValueError, match=r"expected pixels of 12 x 15 px, got 450 bytes"):
         SampleCache(Dataset(table_of([0], pictures[:1])), (WIDTH, HEIGHT), (3, 3))
+
+
+def test_encoded_pictures_are_decoded_when_they_are_asked_for(pictures):
+    rows = [build_sample(picture(), person(person_index=number), "person", SIZE) for number in (1, 0)]
+    for row, pixels in zip(rows, pictures[[1, 0]], strict=True):
+        row["crop"] = images.encode_jpeg(pixels)
+    cache = SampleCache(Dataset(to_table(*rows)), (WIDTH, HEIGHT), MARGIN, num_threads=2)
+    expected = np.stack([images.decode_jpeg(images.encode_jpeg(pixels)) for pixels in pictures[:2]])
+    np.testing.assert_array_equal(cache.with_margin([0, 1]).permute(0, 2, 3, 1), expected)
+    np.testing.assert_array_equal(cache.pixels([1]).permute(0, 2, 3, 1), expected[1:, 3:-3, 2:-2])
+    assert cache.with_margin([]).shape == (0, 3, *STORED[:2])
+    other = SampleCache(Dataset(to_table(*rows)), (WIDTH, HEIGHT), (3, 3))
+    with pytest.raises(ValueError, match=r"expected pictures of 12 x 15 px, got 10 x 15"):
+        other.pixels([0])

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pickle
 import shutil
@@ -22,6 +23,7 @@ import pytest
 import torch
 
 from posepipe import (
+    cluster,
     images,
     mpii,
     predictions,
@@ -38,6 +40,7 @@ from posepipe import (
 )
 from posepipe.config import PrepareConfig, ScoreConfig, TrainConfig
 from posepipe.models import load_model
+from posepipe.sample_cache import SampleCache
 from posepipe.tasks import TASKS
 from posepipe.train_steps import NonFiniteError
 
@@ -450,7 +453,7 @@ def test_crops_that_are_no_squares_go_all_the_way_and_samples_score_as_their_pic
     samples_uri = str(tmp_path / "samples")
     prepare = PrepareConfig(mpii_uri=synthetic_mpii, samples_uri=samples_uri, framing="person", people="all", size="48x64", val_percent=25)
     manifest = preparing.prepare(prepare)
-    run = config(samples_uri, tmp_path, "tall", model="test_resnet", epochs=1)
+    run = config(samples_uri, tmp_path, "tall", model="test_resnet", epochs=1, sample_cache="encoded")
     result = training.train(run)
     assert result["samples"]["size"] == [48, 64]
     [kept] = {images.decode_jpeg(row["crop"]).shape for row in runs.read_runs([result["run_uri"]])[0].snapshots.to_pylist()}
@@ -477,17 +480,48 @@ def test_the_margin_is_decoded_for_training_alone(person_samples: str) -> None:
     files = samples.list_split(person_samples, "val")
     stored = [images.decode_jpeg(crop) for uri in files for crop in storage.read_table(uri)["crop"].to_pylist()]
     for keep_margin, expected in ((True, stored), (False, [crop[13:-13, 13:-13] for crop in stored])):
-        dataset = training_data.load_pixels([person_samples], "val", keep_margin=keep_margin)
+        dataset = training_data.load_crops([person_samples], "val", "decoded", keep_margin=keep_margin)
         assert sorted(dataset.to_pandas()["pixels"].tolist()) == sorted(crop.tobytes() for crop in expected)
 
 
-def test_room_is_asked_for_train_samples_with_their_margin_and_others_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = {"train": 10, "val": 3, "test": 5}
-    storage.write_json(str(tmp_path / storage.MANIFEST), {"size": [40, 60], "margin": [8, 12], "rows": rows})
-    asked: list[int] = []
-    monkeypatch.setattr(training.cluster, "require", lambda _, needs, **__: asked.append(needs[0].cache))
-    training.require_workers("training", config(str(tmp_path), tmp_path, "x"))
-    assert asked == [3 * (10 * 56 * 84 + 3 * 40 * 60)]
+@pytest.mark.parametrize("is_augmented", [False, True])
+def test_what_stays_encoded_is_the_same_picture_for_picture(person_samples: str, is_augmented: bool) -> None:
+    decoded, encoded = (
+        SampleCache(training_data.load_crops([person_samples], "train", kind, keep_margin=True), (64, 64), (13, 13), num_threads=2)
+        for kind in ("decoded", "encoded")
+    )
+    indices = [7, 0, len(decoded) - 1]
+    pixels = [cache.with_margin(indices) if is_augmented else cache.pixels(indices) for cache in (decoded, encoded)]
+    assert torch.equal(*pixels)
+    assert pixels[0].shape[2:] == ((90, 90) if is_augmented else (64, 64))
+    assert decoded.labels["sample_id"].tolist() == encoded.labels["sample_id"].tolist()
+
+
+ROWS = {"train": 10, "val": 3, "test": 5}
+DECODED = 3 * (10 * 56 * 84 + 3 * 40 * 60)  # val without its margin
+
+
+@pytest.mark.parametrize(
+    ("store", "changes", "expected"),
+    [
+        (math.inf, {}, ("decoded", DECODED)),
+        (DECODED / cluster.MOST_OF_STORE + 1, {}, ("decoded", DECODED)),
+        (DECODED / cluster.MOST_OF_STORE - 1, {}, ("encoded", 30)),
+        (1, {"sample_cache": "decoded"}, ("decoded", DECODED)),
+        (math.inf, {"sample_cache": "encoded"}, ("encoded", 30)),
+    ],
+)
+def test_samples_stay_encoded_where_they_would_not_fit_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: float, changes: dict[str, str], expected: tuple[str, int]
+) -> None:
+    storage.write_json(str(tmp_path / storage.MANIFEST), {"size": [40, 60], "margin": [8, 12], "rows": ROWS})
+    for file, size in (("train/part-00000.parquet", 20), ("val/part-00000.parquet", 10), ("test/part-00000.parquet", 5)):
+        storage.write_bytes(str(tmp_path / file), bytes(size))
+    monkeypatch.setattr(cluster, "smallest_object_store", lambda cpus, gpus: store)
+    asked: list[tuple[str, float]] = []
+    monkeypatch.setattr(cluster, "require", lambda _, needs, **__: asked.append((needs[0].cache_kind, needs[0].cache)))
+    training.require_workers("training", config(str(tmp_path), tmp_path, "x", **changes))
+    assert asked == [expected]
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
