@@ -58,8 +58,10 @@ class BenchmarkConfig:
     """Pictures per repetition; a folder that has fewer is gone through more than once."""
     repetitions: int = 3
     """Rounds over all contestants."""
+    num_actors: int = 1
+    """Predictor processes of posepipe."""
     cpus_per_actor: int = 1
-    """CPUs (and torch threads) of posepipe's one actor."""
+    """CPUs (and torch threads) of each."""
     num_cpus: int = CORES
     """CPUs that Ray is told of."""
     output_uri: str = ""
@@ -89,6 +91,7 @@ def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: st
                 images_uri=manifest_uri,
                 predictions_uri=folder,
                 shard_size=SHARD_SIZE,
+                num_actors=config.num_actors,
                 cpus_per_actor=config.cpus_per_actor,
             )
         )

@@ -379,14 +379,13 @@ def test_two_workers_of_which_one_is_killed_now_and_then_end_where_undisturbed_o
     assert disturbed["val_pckh"] == undisturbed["val_pckh"]
 
 
-@pytest.mark.faults
-@pytest.mark.timeout(1800)
-def test_a_run_that_loses_a_node_ends_where_an_undisturbed_one_does(person_samples: str, tmp_path: Path) -> None:
+def run_on_nodes(what: str, samples_uri: str, runs_uri: Path) -> dict[str, Any]:
+    """What `nodes.py` prints."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    script = Path(__file__).with_name("node_loss.py")
+    script = Path(__file__).with_name("nodes.py")
     # Its own process group: whatever of its clusters outlasts it ends with it.
     process = subprocess.Popen(
-        [sys.executable, str(script), person_samples, str(tmp_path)],
+        [sys.executable, str(script), what, samples_uri, str(runs_uri)],
         cwd=script.parents[1],
         env={**environment, "PYTHONPATH": str(script.parents[1])},
         stdout=subprocess.PIPE,
@@ -398,11 +397,28 @@ def test_a_run_that_loses_a_node_ends_where_an_undisturbed_one_does(person_sampl
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    found = json.loads(output.splitlines()[-1])
+    return json.loads(output.splitlines()[-1])
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+def test_a_run_that_loses_a_node_ends_where_an_undisturbed_one_does(person_samples: str, tmp_path: Path) -> None:
+    found = run_on_nodes("lose", person_samples, tmp_path)
     assert found["killed"] >= 1
     assert found["cut"]["val_loss"] == pytest.approx(found["whole"]["val_loss"], rel=1e-4)
     assert found["cut"]["val_pckh"] == found["whole"]["val_pckh"]
     assert (tmp_path / "cut" / storage.SUCCESS).exists()
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+def test_a_run_takes_another_worker_when_a_node_joins(person_samples: str, tmp_path: Path) -> None:
+    rows = run_on_nodes("gain", person_samples, tmp_path)["history"]
+    assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+    workers = [row["num_workers"] for row in rows]
+    print(f"\nthe second worker came in epoch {workers.index(2) + 1} of {len(rows)}")
+    assert workers == sorted(workers)
+    assert (workers[0], workers[-1]) == (1, 2)
 
 
 @pytest.fixture(scope="module")
