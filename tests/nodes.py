@@ -8,6 +8,7 @@ A script of its own, as a process can be part of one cluster only. Prints what h
 
 import dataclasses
 import json
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -65,19 +66,26 @@ def take_node_away(nodes: Cluster, others: list[Any], folder: Path) -> int:
 def gain(samples_uri: str, runs_uri: str) -> dict[str, Any]:
     """The history of a run that may have one or two workers, and has room for one at first."""
     nodes, _ = start(1)
+    joined: list[subprocess.Popen[bytes]] = []
     run = interruptible(samples_uri, runs_uri, "grown", num_workers="1:2", cpus_per_worker=2)
     # Ray looks for room once a minute.
     run = dataclasses.replace(run, epochs=300, checkpoint_every=2, num_snapshot_people=0)
 
     def add() -> None:
         wait_for_middle_of_epoch(Path(runs_uri) / run.name)
-        nodes.add_node(**NODE)
+        # `add_node` works in the main thread alone, which trains.
+        flags = (f"--{name.replace('_', '-')}={value}" for name, value in NODE.items())
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={nodes.address}", "--block", *flags]
+        joined.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
 
     thread = threading.Thread(target=add)
     thread.start()
     training.train(run)
     thread.join()
     ray.shutdown()
+    for process in joined:
+        process.terminate()
+        process.wait()
     nodes.shutdown()
     return {"history": history(runs_uri, run.name)}
 
