@@ -36,7 +36,7 @@ from benchmarks import machine
 from benchmarks.ingest import find_pictures
 from benchmarks.machine import CORES
 from posepipe import geometry, images, predictions, scoring, storage
-from posepipe.config import ScoreConfig
+from posepipe.config import Precision, ScoreConfig
 from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, save_model
 from posepipe.skeleton import NUM_JOINTS
 
@@ -58,6 +58,8 @@ class BenchmarkConfig:
     """Pictures per repetition; a folder that has fewer is gone through more than once."""
     repetitions: int = 3
     """Rounds over all contestants."""
+    precision: Precision = "float32"
+    """float32 or bfloat16, of all but the decoder."""
     num_actors: int = 1
     """Predictor processes of posepipe."""
     cpus_per_actor: int = 1
@@ -91,6 +93,7 @@ def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: st
                 images_uri=manifest_uri,
                 predictions_uri=folder,
                 shard_size=SHARD_SIZE,
+                precision=config.precision,
                 num_actors=config.num_actors,
                 cpus_per_actor=config.cpus_per_actor,
             )
@@ -107,7 +110,8 @@ def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: st
 
 def script_rate(config: BenchmarkConfig, model: PoseModel, paths: list[str], loader: Any) -> float:
     torch.set_num_threads(CORES)
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16")
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode(), autocast:
         rows: list[dict[str, Any]] = []
         files = count = 0
         start = time.perf_counter()
@@ -143,12 +147,13 @@ def decode_rate(config: BenchmarkConfig, data: list[bytes]) -> float:
 def model_rate(config: BenchmarkConfig, model: PoseModel) -> float:
     torch.set_num_threads(CORES)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 3, config.size, config.size), dtype=np.uint8))
-    model.predict(pixels)
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < 3:
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
         model.predict(pixels)
-        count += len(pixels)
-    return count / (time.perf_counter() - start)
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < 3:
+            model.predict(pixels)
+            count += len(pixels)
+        return count / (time.perf_counter() - start)
 
 
 def measure(config: BenchmarkConfig, folder: Path) -> tuple[dict[str, list[float]], list[float]]:

@@ -320,6 +320,8 @@ class ScoreConfig:
     """Average with what is predicted for the mirrored crop, in the first stage too: twice the forward passes."""
     test_scales: tuple[float, ...] = (1.0,)
     """Average over the crop scaled about its centre by each of these, 0.5 to 2, not in the first stage: a forward pass for each."""
+    precision: Precision = "float32"
+    """float32, or bfloat16 for mixed precision: for GPUs, and for CPUs that compute in it (AMX, AVX512-BF16)."""
     num_actors: int = 1
     """Model replicas."""
     cpus_per_actor: int = 1

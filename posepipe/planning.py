@@ -15,7 +15,7 @@ from posepipe.predicting import Checkpoint, join_ids
 # Reading waits for the storage half of the time, and where the model is quick all cores should decode. It is not what an actor takes, nor
 # half of it: Ray would fuse the two and read no shard beside the actor.
 READER_CPUS = 0.4
-_NOT_AVERAGED: dict[str, Any] = {"flip_test": False, "test_scales": [1.0]}
+_DEFAULTS: dict[str, Any] = {"flip_test": False, "test_scales": [1.0], "precision": "float32"}
 _NO_PEOPLE = (
     "the checkpoint was trained on person framing, which needs to know where the person is: give --first-stage-uri, "
     "a manifest with center_x, center_y and scale or a box per row, or a checkpoint that was trained on image framing"
@@ -94,7 +94,7 @@ def plan_run(
         "models": join_ids(models),
         "first_stage": first_stage.model_id if first_stage else None,
         "run_id": config.run_id,
-        **_averaging(config),
+        **_predicting(config),
     }
     if config.samples_uri:
         specs, counts, inputs_id = _sample_shards(config, models)
@@ -127,14 +127,14 @@ def plan_run(
     return Plan(identity, models, first_stage, [{}] * len(counts), counts, num_bytes, run["files"] if run else [], table)
 
 
-def _averaging(config: ScoreConfig) -> dict[str, Any]:
-    """Of the identity, what is averaged beside the models; the defaults are left out, so that runs from before there were others go on."""
-    values = {"flip_test": config.flip_test, "test_scales": sorted(config.test_scales)}
-    return {name: value for name, value in values.items() if value != _NOT_AVERAGED[name]}
+def _predicting(config: ScoreConfig) -> dict[str, Any]:
+    """Of the identity, how the models predict; the defaults are left out, so that runs from before there were others go on."""
+    values = {"flip_test": config.flip_test, "test_scales": sorted(config.test_scales), "precision": config.precision}
+    return {name: value for name, value in values.items() if value != _DEFAULTS[name]}
 
 
 def _require_same(run_uri: str, run: dict[str, Any], wanted: dict[str, Any]) -> None:
-    journal.require_same(run_uri, {**_NOT_AVERAGED, **run["identity"]}, {**_NOT_AVERAGED, **wanted})
+    journal.require_same(run_uri, {**_DEFAULTS, **run["identity"]}, {**_DEFAULTS, **wanted})
 
 
 def _cut(num_inputs: int, shard_size: int) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from posepipe import averaging, geometry, journal, metrics
+from posepipe.config import Precision
 from posepipe.models import PoseModel, load_model
 from posepipe.predictions import PREDICTION
 from posepipe.skeleton import HEAD_TOP, NUM_JOINTS, PCKH_JOINTS, UPPER_NECK
@@ -63,6 +64,7 @@ class _Models:
         use_gpu: bool,
         flip_test: bool,
         test_scales: Sequence[float],
+        precision: Precision,
     ) -> None:
         torch.set_num_threads(num_threads)
         # The same shard gives the same bytes, whoever computes it.
@@ -71,6 +73,10 @@ class _Models:
         self._sizes, self._batch_size, self._flip_test, self._test_scales = sizes, batch_size, flip_test, test_scales
         self._own_sizes = [checkpoint.size for checkpoint in checkpoints]
         self.models = [checkpoint.load().to(self._device) for checkpoint in checkpoints]
+        if precision == "bfloat16":
+            for model in self.models:
+                # The network alone: what is decoded from its output stays float32.
+                model.forward = torch.autocast(self._device.type, torch.bfloat16)(model.forward)  # type: ignore[method-assign]
 
     def predict(
         self, pixels: bytes, crop_to_image: NDArray[np.float64]
@@ -117,8 +123,16 @@ class FirstStage:
     A person that the manifest gives stays as it is. There are no scaled views: what lies outside a whole picture is not known.
     """
 
-    def __init__(self, checkpoint: Checkpoint, batch_size: int, num_threads: int, use_gpu: bool, flip_test: bool = False) -> None:
-        self._models = _Models([checkpoint], [checkpoint.size], batch_size, num_threads, use_gpu, flip_test, (1.0,))
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        batch_size: int,
+        num_threads: int,
+        use_gpu: bool,
+        flip_test: bool = False,
+        precision: Precision = "float32",
+    ) -> None:
+        self._models = _Models([checkpoint], [checkpoint.size], batch_size, num_threads, use_gpu, flip_test, (1.0,), precision)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if row["done"]:
@@ -173,8 +187,9 @@ class Predictor:
         use_gpu: bool,
         flip_test: bool = False,
         test_scales: Sequence[float] = (1.0,),
+        precision: Precision = "float32",
     ) -> None:
-        self._models = _Models(checkpoints, sizes, batch_size, num_threads, use_gpu, flip_test, test_scales)
+        self._models = _Models(checkpoints, sizes, batch_size, num_threads, use_gpu, flip_test, test_scales, precision)
         model_ids = join_ids(checkpoints)
         self._run_uri, self._done_uri = run_uri, done_uri
         self._constants = {

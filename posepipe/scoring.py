@@ -134,11 +134,12 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
     crops = max(plan.counts) * 3 * max(sum(map(math.prod, plan.sizes)), math.prod(plan.first_stage.size) if plan.first_stage else 0)
     dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=max(2**27, num_shards * crops))
     reader = ShardReader(run_uri, tuple(plan.files), done_uri, plan.models[0].framing, plan.sizes, config.max_bytes, config.max_pixels)
-    shared = {
+    shared: dict[str, Any] = {
         "batch_size": config.batch_size,
         "num_threads": config.cpus_per_actor,
         "use_gpu": config.use_gpu,
         "flip_test": config.flip_test,
+        "precision": config.precision,
     }
     cpus, gpus = planning.actor_share(config, plan.first_stage)
     actors: dict[str, Any] = {

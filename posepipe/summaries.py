@@ -52,6 +52,7 @@ def summarise(
         "models": join_ids(models),
         "flip_test": config.flip_test,
         "test_scales": sorted(config.test_scales),
+        "precision": config.precision,
         "framing": models[0].framing,
         "inputs": config.samples_uri or config.images_uri,
         "rows_read": sum(statuses.values()),

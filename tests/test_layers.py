@@ -94,7 +94,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
         True,
     ),
     "reading": (MATHS | {"decoding", "fetching", "inputs", "journal", "samples"}, False, True),
-    "predicting": (MATHS | NETWORKS | {"averaging", "journal", "predictions"}, True, True),
+    "predicting": (MATHS | NETWORKS | {"averaging", "config", "journal", "predictions"}, True, True),
     "planning": (NUMBERS | {"cluster", "config", "inputs", "journal", "models", "predicting", "samples"}, True, True),
     "summaries": (NUMBERS | {"config", "models", "predicting", "predictions", "tasks"}, True, True),
     "scoring": (

@@ -177,6 +177,7 @@ def test_the_same_settings_are_the_same_run(checkpoints, pictures, tmp_path):
         ({"max_pixels": 10}, "max_pixels was 89478485, now 10"),
         ({"flip_test": True}, "flip_test was False, now True"),
         ({"test_scales": (1.0, 0.9)}, r"test_scales was \[1.0\], now \[0.9, 1.0\]"),
+        ({"precision": "bfloat16"}, "precision was 'float32', now 'bfloat16'"),
     ],
 )
 def test_other_settings_are_another_run(checkpoints, pictures, tmp_path, changes, said):
@@ -199,7 +200,7 @@ def test_what_is_not_averaged_any_more_is_another_run(checkpoints, sample_files,
 
 def test_a_run_that_averages_nothing_is_named_as_ever(checkpoints, pictures):
     identity = plan(config(checkpoints["image pose"], images_uri=pictures, test_scales=(1.0,))).identity
-    assert not {"flip_test", "test_scales"} & set(identity)
+    assert not {"flip_test", "test_scales", "precision"} & set(identity)
 
 
 def test_what_does_not_change_the_rows_is_the_same_run(checkpoints, pictures, tmp_path):

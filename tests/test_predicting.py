@@ -11,6 +11,7 @@ from test_scoring import write_checkpoint
 
 from posepipe import journal, storage
 from posepipe.geometry import frame_image, frame_person
+from posepipe.models import read_model_config
 from posepipe.predicting import Checkpoint, FirstStage, Predictor, find_person
 from posepipe.predictions import PREDICTION
 from posepipe.skeleton import HEAD_TOP, JOINT, NUM_JOINTS, UPPER_NECK
@@ -292,6 +293,29 @@ def test_flip_test_and_scales_reach_the_models(load, tmp_path):
     assert stub.batches == [1] * 4
     # Averaged with its mirror image (1, 1, 5, 4) the box is (1.5, 1, 5.5, 4); seen twice as large about (3.5, 3.5): (2.5, 2.25, 4.5, 3.75).
     assert row["head_box"] == [2, 1.625, 5, 3.875]
+
+
+def test_mixed_precision_is_of_the_network_alone(tmp_path):
+    uri = write_checkpoint(tmp_path / "run", model="test_resnet", regression_head="heatmap", feature_stride=16, size=(64, 64))
+    checkpoint = Checkpoint(uri, read_model_config(uri)[1], "pose", "person", (64, 64))
+    rows = [known(str(index)) for index in range(3)]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    row = {**row_of(rows, [(64, 64)], range(3), [PLAIN] * 3), "pixels": pixels.tobytes()}
+    found, seen = [], []
+    for number, precision in enumerate(("float32", "bfloat16")):
+        place = tmp_path / str(number)
+        actor = Predictor([checkpoint], ((64, 64),), str(place), str(place / "done" / "x"), "a", 2, 1, False, precision=precision)
+        [model] = actor._models.models
+        next(module for module in model.backbone.modules() if isinstance(module, torch.nn.Conv2d)).register_forward_hook(
+            lambda *args: seen.append(args[-1].dtype)
+        )
+        decode = model.head.decode
+        model.head.decode = lambda output, decode=decode: (seen.append((output.dtype, torch.is_autocast_enabled("cpu"))), decode(output))[1]
+        found.append(np.array([each["joints"] for each in written(place, actor(row))[1]]))
+    assert set(seen[:4]) == {torch.float32, (torch.float32, False)}
+    assert set(seen[4:]) == {torch.bfloat16, (torch.float32, False)}
+    assert not np.array_equal(*found)
+    assert np.median(np.abs(found[0] - found[1])) < 0.5
 
 
 def test_where_the_head_of_a_network_knows_no_confidence_there_is_none(load, tmp_path):

@@ -30,7 +30,6 @@ def test_every_row_is_samples_and_a_training(name: str) -> None:
         assert getattr(config, field) == value or field == "epochs"
 
 
-@pytest.mark.xfail(not hasattr(ScoreConfig, "flip_test"), raises=TypeError, strict=True, reason="jobs.score has no flip test yet")
 @pytest.mark.parametrize("name", SCORED)
 def test_every_row_that_is_only_scored_is_a_scoring(name: str) -> None:
     ScoreConfig(checkpoint_uri=("run",), samples_uri="samples", predictions_uri="predictions", **SCORED[name])
