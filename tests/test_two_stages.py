@@ -17,8 +17,8 @@ def truth():
 
 
 def test_labelled_joints_within_half_a_head_count(truth):
-    found = truth.joints + [29.9, 0]
-    found[0, PCKH_JOINTS[:3]] += [1, 0]
+    found = truth.joints + np.array([29.9, 0])
+    found[0, PCKH_JOINTS[:3]] += np.array([1, 0])
     row = rate(truth, found)
     num_joints = 2 * len(PCKH_JOINTS) - 1
     assert row["pckh"] == pytest.approx(100 * (num_joints - 3) / num_joints)
