@@ -203,11 +203,15 @@ def load_model(checkpoint_uri: str) -> tuple[PoseModel, str]:
     """The model at `checkpoint_uri` (a run folder, a checkpoint folder or the file itself) in eval mode, and its sha256.
 
     Raises:
-        ValueError: there is no checkpoint, or it was not written by `save_model`.
+        ValueError: there is no checkpoint, it was not written by `save_model`, or by that of another version.
     """
     data, config = _read_checkpoint(checkpoint_uri)
     model = build_model(config)
-    model.load_state_dict(safetensors.torch.load(data))
+    try:
+        model.load_state_dict(safetensors.torch.load(data))
+    except RuntimeError as error:
+        lines = " ".join(str(error).split())
+        raise ValueError(f"{checkpoint_uri} was written by another version of posepipe or of its libraries: {lines[:300]}") from error
     return model.eval(), storage.sha256(data)
 
 

@@ -222,6 +222,18 @@ def test_a_checkpoint_of_other_config_fields_is_a_clear_error(tmp_path):
         load_model(str(tmp_path))
 
 
+def test_a_checkpoint_whose_tensors_are_not_those_of_this_version_is_refused(tmp_path):
+    model = build()
+    tensors = {name.replace("head.", "regressor."): tensor for name, tensor in model.state_dict().items()}
+    path = str(tmp_path / MODEL_FILE)
+    save_model(model, path)
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    safetensors.torch.save_file(tensors, path, metadata=metadata)
+    with pytest.raises(ValueError, match=r"was written by another version of posepipe or of its libraries: Error.*Missing key.*head\."):
+        load_model(str(tmp_path))
+
+
 # Weights to start from
 
 
