@@ -224,7 +224,7 @@ def test_a_checkpoint_of_other_config_fields_is_a_clear_error(tmp_path):
 
 def test_a_checkpoint_whose_tensors_are_not_those_of_this_version_is_refused(tmp_path):
     model = build()
-    tensors = {name.replace("head.", "regressor."): tensor for name, tensor in model.state_dict().items()}
+    tensors = {name.replace("head.", "regressor."): tensor.contiguous() for name, tensor in model.state_dict().items()}
     path = str(tmp_path / MODEL_FILE)
     save_model(model, path)
     with safetensors.safe_open(path, "pt") as file:
