@@ -256,6 +256,7 @@ def require_the_folder_explains_itself(sweep_uri: str, result: dict[str, Any], s
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("algorithm", ["random", "optuna"])
 def test_six_trials_of_which_asha_stops_some_with_a_driver_that_is_killed(person_samples: str, tmp_path: Path, algorithm: str) -> None:
     """Issue 6, "It must show" 4, on a cluster that outlives the driver."""
