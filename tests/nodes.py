@@ -69,7 +69,7 @@ def gain(samples_uri: str, runs_uri: str) -> dict[str, Any]:
     joined: list[subprocess.Popen[bytes]] = []
     run = interruptible(samples_uri, runs_uri, "grown", num_workers="1:2", cpus_per_worker=2)
     # Ray looks for room once a minute.
-    run = dataclasses.replace(run, epochs=120, checkpoint_every=2, num_snapshot_people=0)
+    run = dataclasses.replace(run, epochs=200, checkpoint_every=2, num_snapshot_people=0)
 
     def add() -> None:
         wait_for_middle_of_epoch(Path(runs_uri) / run.name)
