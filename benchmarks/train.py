@@ -123,7 +123,7 @@ def posepipe_run(config: TrainConfig, folder: Path) -> dict[str, Any]:
 def ray_run(config: TrainConfig, job: Job, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder) as results:
         start = time.time()
-        dataset = ray.data.read_parquet(samples.list_split(config.samples_uri, "train"), columns=["crop", "joints"])
+        dataset = ray.data.read_parquet(samples.list_split(config.samples_uri, "train")).select_columns(["crop", "joints"])
         trainer = TorchTrainer(
             train_peers.ray_loop,
             train_loop_config={"config": dataclasses.asdict(config), "model": job.model, "results": results},

@@ -322,10 +322,10 @@ class ScoreConfig:
     """Average over the crop scaled about its centre by each of these, 0.5 to 2, not in the first stage: a forward pass for each."""
     precision: Precision = "float32"
     """float32, or bfloat16 for mixed precision: for GPUs, and for CPUs that compute in it (AMX, AVX512-BF16)."""
-    num_actors: int = 1
-    """Model replicas."""
+    num_actors: int = 0
+    """Model replicas; 0: one per GPU, or without --use-gpu one per CPU, as far as there is work for so many."""
     cpus_per_actor: int = 1
-    """CPUs (and torch threads) of each replica."""
+    """CPUs (and torch threads) of each replica; without a GPU it shares them with a task that reads and decodes."""
     use_gpu: bool = False
     """One GPU per replica. With a first stage its replicas and the others share CPUs and GPUs half and half."""
     max_bytes: int = 128 * 2**20
@@ -345,7 +345,7 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_at_least(self, batch_size=1, shard_size=1, num_actors=1, cpus_per_actor=1, num_overlays=0, limit=0)
+        _check_at_least(self, batch_size=1, shard_size=1, num_actors=0, cpus_per_actor=1, num_overlays=0, limit=0)
         _check_at_least(self, max_bytes=1, max_pixels=1, takeover_after=1, price_per_hour=0)
         if self.max_pixels > MAX_PIXELS:
             raise ValueError(f"--max-pixels must be at most {MAX_PIXELS}, where Pillow draws its own line, got {self.max_pixels}")

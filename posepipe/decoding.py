@@ -1,7 +1,7 @@
 """Decodes and crops pictures in a process of its own, so that one that kills the decoder is a row and not the end of a shard.
 
-The process is `python -m posepipe.decoding`. Both ways go messages of a JSON header and raw bytes: whatever a picture does to the process,
-nothing that comes back is executed. It ends when its parent does.
+The process is `python -m posepipe.decoding`. Pictures and crops lie in memory that both processes have open as files; JSON on a socket says
+what they are. Whatever a picture does to the process, nothing that comes back is executed. It ends when its parent does.
 """
 
 import contextlib
@@ -9,17 +9,14 @@ import functools
 import json
 import math
 import os
-import select
 import signal
-import struct
+import socket
 import subprocess
 import sys
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +28,9 @@ TIMEOUT = 60.0
 START_TIMEOUT = 120.0
 STARTS = 5
 AHEAD = 2
-_LENGTHS = struct.Struct("<IQ")
-_MAX_HEADER, _MAX_DATA = 2**20, 2**40
+_MAX_MESSAGE, _MAX_DETAIL = 2**16, 1000
+_KEPT = 2**23  # bytes that the memory of a picture stays large after it
+Request = tuple[bytes, list["View"], int]
 
 
 @dataclass(frozen=True)
@@ -91,17 +89,18 @@ class Decoder:
     """
 
     def __init__(self) -> None:
-        self._feeder = ThreadPoolExecutor(1)
+        self._memory = [os.memfd_create("posepipe-decoding") for _ in range(AHEAD + 1)]
         self._start()
 
-    def decode_all(self, requests: Iterable[tuple[bytes, list[View], int]]) -> Iterator[Decoded]:
+    def decode_all(self, requests: Iterable[Request]) -> Iterator[Decoded]:
         """`decode` for each (data, views, max_pixels), in order; the process has up to `AHEAD` more than the one it works on."""
-        waiting: deque[tuple[tuple[bytes, list[View], int], Future[None]]] = deque()
+        waiting: deque[tuple[int, Request]] = deque()
         is_whole = False
         try:
-            for request in requests:
-                waiting.append((request, self._send(request)))
-                if len(waiting) > AHEAD:
+            for number, request in enumerate(requests):
+                waiting.append((number % len(self._memory), request))
+                self._send(*waiting[-1])
+                if len(waiting) == len(self._memory):
                     yield self._next(waiting)
             while waiting:
                 yield self._next(waiting)
@@ -112,23 +111,24 @@ class Decoder:
                 self._restart()
 
     def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()  # type: ignore[union-attr]
+        self._socket.close()
         self._stop()
-        self._feeder.shutdown()
+        for memory in self._memory:
+            os.close(memory)
 
-    def _next(self, waiting: deque[tuple[tuple[bytes, list[View], int], Future[None]]]) -> Decoded:
-        request, _ = waiting.popleft()
-        found = self._receive(request)
+    def _next(self, waiting: deque[tuple[int, Request]]) -> Decoded:
+        place, request = waiting.popleft()
+        found = self._receive(place, request)
         if found is None:
             self._restart()
-            self._send(request)
-            found = self._receive(request)
+            self._send(place, request)
+            found = self._receive(place, request)
             if found is None:
                 found = Decoded("decoder_crashed", self._restart())
-            rest = [each for each, _ in waiting]
-            waiting.clear()
-            waiting.extend((each, self._send(each)) for each in rest)
+            for each in waiting:
+                self._send(*each)
+        if len(request[0]) > _KEPT:
+            os.ftruncate(self._memory[place], 0)
         return found
 
     def _start(self) -> None:
@@ -136,13 +136,13 @@ class Decoder:
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         for is_last in (*[False] * (STARTS - 1), True):
-            answers, theirs = os.pipe()
-            # Answers have a pipe of their own: whatever prints must not get between them.
-            command = [sys.executable, "-m", "posepipe.decoding", str(theirs)]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=2, bufsize=0, env=environment, pass_fds=[theirs])
-            os.close(theirs)
-            self._answers = os.fdopen(answers, "rb", buffering=0)
-            if _read_message(self._answers, START_TIMEOUT, 0) is not None:
+            self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with theirs:
+                files = [theirs.fileno(), *self._memory]
+                command = [sys.executable, "-m", "posepipe.decoding", *map(str, files)]
+                # A socket of its own: whatever prints must not get between the answers.
+                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, env=environment, pass_fds=files)
+            if _receive_message(self._socket, START_TIMEOUT) is not None:
                 return
             said = self._stop()
             # Whom something else killed, for want of memory say, may come up the next time; who ends on its own will not.
@@ -153,17 +153,13 @@ class Decoder:
         """Ends the process; says how it had ended, or that it had not."""
         process = self._process
         try:
-            code = process.wait(timeout=1.0)  # its end of the pipe closes a little before it can be waited for
+            code = process.wait(timeout=1.0)  # its end of the socket closes a little before it can be waited for
             said = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
         except subprocess.TimeoutExpired:
             said = f"no answer in {TIMEOUT:g} s"
             process.kill()
             process.wait()
-        # The feeder may still be writing into the pipe, whose number somebody else could get.
-        self._feeder.submit(lambda: None).result()
-        for pipe in (process.stdin, self._answers):
-            with contextlib.suppress(BrokenPipeError):  # what was not sent yet
-                pipe.close()  # type: ignore[union-attr]
+        self._socket.close()
         return said
 
     def _restart(self) -> str:
@@ -171,28 +167,32 @@ class Decoder:
         self._start()
         return said
 
-    def _send(self, request: tuple[bytes, list[View], int]) -> "Future[None]":
+    def _send(self, place: int, request: Request) -> None:
         data, views, max_pixels = request
-        header = json.dumps({"views": [[view.size, view.center, view.scale] for view in views], "max_pixels": max_pixels}).encode()
-        return self._feeder.submit(self._write, self._process, header, data)
+        _write(self._memory[place], [data])
+        message = {
+            "place": place,
+            "num_bytes": len(data),
+            "views": [[view.size, view.center, view.scale] for view in views],
+            "max_pixels": max_pixels,
+        }
+        # A process that is gone is noticed by who waits for its answer, and this is sent again.
+        with contextlib.suppress(OSError):
+            _send_message(self._socket, message)
 
-    @staticmethod
-    def _write(process: "subprocess.Popen[bytes]", header: bytes, data: bytes) -> None:
-        # A process that is gone is noticed by the reader, who sends this again.
-        with contextlib.suppress(OSError, ValueError):
-            _write_message(process.stdin, header, data)  # type: ignore[arg-type]
-
-    def _receive(self, request: tuple[bytes, list[View], int]) -> Decoded | None:
+    def _receive(self, place: int, request: Request) -> Decoded | None:
         """The next answer; None where the process died or hangs."""
-        message = _read_message(self._answers, TIMEOUT, sum(3 * math.prod(view.size) for view in request[1]))
-        if message is None:
+        answer = _receive_message(self._socket, TIMEOUT)
+        if answer is None:
             return None
-        answer, pixels = json.loads(message[0]), message[1]
         affines = [np.reshape(affine, (2, 3)) for affine in answer.pop("crop_to_image")]
         crops, start = [], 0
         for view in request[1] if affines else ():
             count = 3 * math.prod(view.size)
-            crops.append(np.frombuffer(pixels, np.uint8, count, start).reshape(view.size[1], view.size[0], 3))
+            pixels = os.pread(self._memory[place], count, start)
+            if len(pixels) < count:
+                return None
+            crops.append(np.frombuffer(pixels, np.uint8).reshape(view.size[1], view.size[0], 3))
             start += count
         return Decoded(**answer, crops=crops, crop_to_image=affines)
 
@@ -203,58 +203,58 @@ def shared_decoder() -> Decoder:
     return Decoder()
 
 
-def _write_message(stream: BinaryIO, header: bytes, data: bytes) -> None:
-    for part in (_LENGTHS.pack(len(header), len(data)) + header, data):
-        view = memoryview(part)
+def _write(file: int, parts: Iterable[bytes | NDArray[np.uint8]]) -> None:
+    start = 0
+    for part in parts:
+        view = memoryview(part).cast("B")  # type: ignore[arg-type]
         while view:
-            view = view[stream.write(view) :]
+            count = os.pwrite(file, view, start)
+            view, start = view[count:], start + count
 
 
-def _read_message(stream: BinaryIO, timeout: float | None, max_data: int) -> tuple[bytes, bytearray] | None:
-    """A header and its data; None at the end of the stream, after so many seconds, or where it cannot be a message."""
-    deadline = None if timeout is None else time.monotonic() + timeout
-    lengths = _read_exactly(stream, _LENGTHS.size, deadline)
-    if lengths is None:
-        return None
-    num_header, num_data = _LENGTHS.unpack(lengths)
-    if num_header > _MAX_HEADER or num_data > max_data:
-        return None
-    header, data = _read_exactly(stream, num_header, deadline), _read_exactly(stream, num_data, deadline)
-    return None if header is None or data is None else (bytes(header), data)
+def _send_message(to: socket.socket, message: dict[str, Any]) -> None:
+    to.send(json.dumps(message).encode())
 
 
-def _read_exactly(stream: BinaryIO, count: int, deadline: float | None) -> bytearray | None:
-    data = bytearray(count)
-    view = memoryview(data)
-    while view:
-        # The stream has no buffer, so what select sees is what there is.
-        if deadline is not None and not select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            return None
-        got = stream.readinto(view)  # type: ignore[attr-defined]
-        if not got:
-            return None
-        view = view[got:]
-    return data
+def _receive_message(source: socket.socket, timeout: float | None) -> dict[str, Any] | None:
+    """None where the other side is gone, or after so many seconds."""
+    source.settimeout(timeout)
+    with contextlib.suppress(OSError):
+        if message := source.recv(_MAX_MESSAGE):
+            return json.loads(message)
+    return None
 
 
 def main() -> None:
-    """Says hello and then answers requests from stdin, until stdin ends, on the file descriptor that the command line names."""
-    answers = os.fdopen(int(sys.argv[1]), "wb", buffering=0)
-    requests = os.fdopen(0, "rb", buffering=0)
-    _write_message(answers, b"{}", b"")
-    while (message := _read_message(requests, None, _MAX_DATA)) is not None:
+    """Says hello on the socket that the command line names, and answers requests until it ends; the files that follow hold pictures."""
+    parent, *memory = socket.socket(fileno=int(sys.argv[1])), *map(int, sys.argv[2:])
+    _send_message(parent, {})
+    while (request := _receive_message(parent, None)) is not None:
         # A parent that was killed cannot end a picture that hangs.
         signal.alarm(int(TIMEOUT) + 5)
-        request = json.loads(message[0])
+        file = memory[request["place"]]
         try:
             views = [View((width, height), *rest) for (width, height), *rest in request["views"]]
-            found = decode(bytes(message[1]), views, request["max_pixels"])
+            found = decode(_read(file, request["num_bytes"]), views, request["max_pixels"])
         except Exception as error:  # What nobody foresaw is a fact about this picture; the row carries it.
             found = Decoded("corrupt", f"{type(error).__name__}: {error}")
+        _write(file, found.crops)
         signal.alarm(0)
         answer = {name: getattr(found, name) for name in ("status", "detail", "width", "height")}
         answer["crop_to_image"] = [affine.ravel().tolist() for affine in found.crop_to_image]
-        _write_message(answers, json.dumps(answer).encode(), b"".join(crop.tobytes() for crop in found.crops))
+        try:
+            _send_message(parent, answer | {"detail": found.detail[:_MAX_DETAIL]})
+        except OSError:  # the parent is gone
+            return
+
+
+def _read(file: int, count: int) -> bytes:
+    """One call reads at most 2 GiB."""
+    parts, start = [], 0
+    while start < count and (part := os.pread(file, count - start, start)):
+        parts.append(part)
+        start += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -61,49 +62,60 @@ def _normalise(module: Any, values: Tensor) -> Tensor:
         return type(module).forward(module, values)
     module.num_batches_tracked.add_(1)
     rate = 1 / module.num_batches_tracked.item() if module.momentum is None else module.momentum
-    standardised, mean, variance, count = _Standardise.apply(values.to(torch.promote_types(values.dtype, torch.float32)), module.eps)
+    output, mean, variance, count = _Normalise.apply(values, module.weight, module.bias, module.eps)
     with torch.no_grad():
         # Running variances are unbiased, those of the batch are not.
         unbiased = variance * count / (count - 1).clamp_min(1)
-        module.running_mean.lerp_(mean.to(module.running_mean.dtype), rate)
-        module.running_var.lerp_(unbiased.to(module.running_var.dtype), rate)
-    shape = (1, -1, *([1] * (values.ndim - 2)))
-    if module.affine:
-        standardised = standardised * module.weight.view(shape) + module.bias.view(shape)
-    output = standardised.to(values.dtype)
+        module.running_mean.lerp_(mean, rate)
+        module.running_var.lerp_(unbiased, rate)
     # timm's BatchNormAct2d is a BatchNorm2d with an activation inside.
     for name in ("drop", "act"):
         output = getattr(module, name, nn.Identity())(output)
     return output
 
 
-class _Standardise(torch.autograd.Function):
-    """(x - mean) / sqrt(variance + eps) per channel over all workers; parts may be empty. x: (N, C, …) float32 or float64."""
+class _Normalise(torch.autograd.Function):
+    """(x - mean) / sqrt(variance + eps) * weight + bias per channel over all workers; parts may be empty. x: (N, C, …).
+
+    Of torch's own kernels, each of which goes over x once: moments in training mode, and the rest in evaluation mode, where mean and
+    variance are given.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        dims, num_channels = [dim for dim in range(x.ndim) if dim != 1], x.shape[1]
-        moments = torch.zeros(2 * num_channels + 1, dtype=torch.float64, device=x.device)
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        num_channels = x.shape[1]
+        moments = torch.zeros(2 * num_channels + 1, dtype=torch.float64)
+        dtype = torch.promote_types(x.dtype, torch.float32)
         if x.numel():
-            variance, mean = (values.double() for values in torch.var_mean(x, dims, correction=0))
+            mean, variance = (values.double() for values in torch.batch_norm_update_stats(x, None, None, 0.0))
             # As float64, the difference of these sums is still exact to float32.
             moments = torch.cat([mean, variance + mean.square(), moments.new_ones(1)]) * (x.numel() // num_channels)
         torch.distributed.all_reduce(moments)
-        count = moments[-1]
-        mean, square = (moments[:-1] / count).view(2, num_channels).unbind()
-        variance = (square - mean.square()).clamp_min(0)
-        shape = (1, -1, *([1] * (x.ndim - 2)))
-        scale = (variance + eps).rsqrt().to(x.dtype).view(shape)
-        standardised = (x - mean.to(x.dtype).view(shape)) * scale
-        ctx.save_for_backward(standardised, scale, count)
+        count = moments[-1].to(dtype)
+        mean, square = (moments[:-1] / moments[-1]).view(2, num_channels).unbind()
+        mean, variance = mean.to(dtype), (square - mean.square()).clamp_min(0).to(dtype)
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance, count)
-        return standardised, mean, variance, count
+        output = F.batch_norm(x, mean, variance, weight, bias, eps=eps) if x.numel() else x.clone()
+        return output, mean, variance, count
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None]:
-        standardised, scale, count = ctx.saved_tensors
-        dims = [dim for dim in range(gradient.ndim) if dim != 1]
-        sums = torch.stack([gradient.sum(dims), (gradient * standardised).sum(dims)]).double()
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        x, weight, mean, variance, count = ctx.saved_tensors
+        of_x, sums = torch.zeros_like(x), mean.new_zeros(2, len(mean))
+        if x.numel():
+            of_x, *of_affine = torch.ops.aten.native_batch_norm_backward(
+                gradient, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+            )
+            sums = torch.stack(of_affine)
+        own = sums
+        sums = sums.to(torch.float64, copy=True)
         torch.distributed.all_reduce(sums)
-        mean, slope = (sums / count).to(gradient.dtype).view(2, *scale.shape).unbind()
-        return scale * (gradient - mean - standardised * slope), None
+        if x.numel():
+            # What the mean of the global batch and its variance take back: a line in x, per channel.
+            scale = (variance + ctx.eps).rsqrt() * (1 if weight is None else weight)
+            slope, offset = (sums / count).to(mean.dtype) * scale
+            of_x.sub_(F.batch_norm(x, mean, variance, slope, offset, eps=ctx.eps))
+        of_weight, of_bias = (None, None) if weight is None else own.unbind()
+        return of_x, of_weight, of_bias, None

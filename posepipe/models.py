@@ -1,21 +1,16 @@
-"""DeepPose CNN, residual backbones; save and load with their own config."""
+"""Backbone and regression head as one network; saved and loaded with its own config."""
 
-import difflib
 import json
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import safetensors
 import safetensors.torch
-import timm
 import torch
 from torch import Tensor, nn
 
 from posepipe import storage
 from posepipe.head_parts import HeadInput
-from posepipe.heads import HEADS, NEED_ALL_MAPS, NEED_MAPS
 from posepipe.tasks import TASKS
 
 MODEL_FILE = "model.safetensors"
@@ -27,7 +22,7 @@ class ModelConfig:
 
     Attributes:
         task: key of TASKS.
-        model: key of MODELS or a timm name.
+        model: key of `backbones.MODELS` or a timm name.
         regression_head: key of HEADS.
         feature_stride: a timm backbone is cut at the last stage with at most this stride.
         size: (width, height) crop px.
@@ -48,25 +43,6 @@ class ModelConfig:
     direct_loss: str = "mse"
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A network from (N, 3, H, W) scaled pixels to (N, channels) where the stride is 0, or to maps (N, channels, H / stride, W / stride).
-
-    Attributes:
-        network: gives one tensor or a list, the coarsest map last.
-        channels: of each of them.
-        strides: of each of them.
-        mean: that pixels in [0, 1] are scaled with.
-        std: the same.
-    """
-
-    network: nn.Module
-    channels: tuple[int, ...]
-    strides: tuple[int, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
 class PoseModel(nn.Module):
     """Pixels (N, 3, H, W) in [0, 255], uint8 or float -> the regression head's raw output. Pixel scaling is part of the model."""
 
@@ -74,7 +50,11 @@ class PoseModel(nn.Module):
         super().__init__()
         self.config = config
         task, name = TASKS[config.task], config.regression_head
-        backbone = _build_backbone(config.model, config.size, config.feature_stride, name in NEED_ALL_MAPS)
+        # Who only reads a config, as the driver of a scoring run, does without timm and torchvision: they take longer to import than torch.
+        from posepipe.backbones import build_backbone
+        from posepipe.heads import HEADS, NEED_ALL_MAPS, NEED_MAPS
+
+        backbone = build_backbone(config.model, config.size, config.feature_stride, name in NEED_ALL_MAPS)
         if name in NEED_MAPS and not backbone.strides[-1]:
             choices = ", ".join(choice for choice in HEADS if choice not in NEED_MAPS)
             raise ValueError(f"{config.model} has no feature map for the {name} head; choices: {choices}")
@@ -101,89 +81,6 @@ class PoseModel(nn.Module):
         """Points (N, num_points, 2) in crop px and, where the head knows it, a confidence (N, num_points) in [0, 1]."""
         head: Any = self.head
         return head.decode(self(pixels))
-
-
-class SamePad(nn.ZeroPad2d):
-    """Pads for a "same" convolution where the stride does not divide evenly: the odd pixel goes right and below, as in TensorFlow."""
-
-    def __init__(self, size: tuple[int, int], kernel: int, stride: int) -> None:
-        across, down = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in size)
-        super().__init__((across // 2, across - across // 2, down // 2, down - down // 2))
-
-
-def _build_deeppose(size: tuple[int, int], feature_stride: int) -> Backbone:
-    """The paper's network up to its second fully connected layer (after Toshev, Szegedy: DeepPose, 2014)."""
-    if feature_stride != 32:
-        raise ValueError(f"deeppose cannot be cut: --feature-stride must stay 32, got {feature_stride}")
-    num_cells = math.prod(-(-side // 4) // 2 // 2 // 2 for side in size)
-    if not num_cells:
-        raise ValueError(f"deeppose needs crops of at least 29 px, got {size[0]} x {size[1]}")
-    network = nn.Sequential(
-        SamePad(size, 11, 4),
-        *(nn.Conv2d(3, 96, 11, stride=4), nn.ReLU(inplace=True), nn.LocalResponseNorm(5), nn.MaxPool2d(2)),
-        *(nn.Conv2d(96, 256, 5, padding=2), nn.ReLU(inplace=True), nn.LocalResponseNorm(5), nn.MaxPool2d(2)),
-        *(nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(384, 384, 3, padding=1), nn.ReLU(inplace=True)),
-        *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
-        nn.Flatten(),
-        *(nn.Linear(256 * num_cells, 4096), nn.ReLU(inplace=True), nn.Dropout(0.6)),
-        *(nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(0.6)),
-    )
-    return Backbone(network, (4096,), (0,), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-
-MODELS: dict[str, Callable[[tuple[int, int], int], Backbone]] = {"deeppose": _build_deeppose}
-"""name -> (crop px, feature stride) -> backbone. Every other name is timm's."""
-
-MIN_STRIDE = 4  # of the finest map that a head is given
-
-
-def _build_backbone(name: str, size: tuple[int, int], feature_stride: int, all_maps: bool) -> Backbone:
-    if name in MODELS:
-        return MODELS[name](size, feature_stride)
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=6) or ["resnetv2_50", "resnet18"]
-        raise ValueError(f"unknown model {name!r}; choices: {', '.join(MODELS)} or a timm backbone such as {', '.join(near)}")
-    try:
-        reductions = timm.create_model(name, features_only=True).feature_info.reduction()
-        fitting = [index for index, reduction in enumerate(reductions) if reduction <= feature_stride]
-        if not fitting:
-            raise ValueError(f"{name} has stages of stride {reductions}, none is at most --feature-stride {feature_stride}")
-        if all_maps:
-            network = timm.create_model(
-                name, features_only=True, out_indices=[index for index in fitting if reductions[index] >= MIN_STRIDE]
-            )
-        elif fitting[-1] == len(reductions) - 1:
-            # The whole network, with its final normalisation where it has one (ResNetV2).
-            network = timm.create_model(name, num_classes=0, global_pool="")
-        else:
-            network = timm.create_model(name, features_only=True, out_indices=(fitting[-1],))
-        features = _probe(network, size)
-    except (RuntimeError, AssertionError) as error:
-        text = f"{name} gives no feature map for crops of {size[0]} x {size[1]} px ({error})"
-        raise ValueError(f"{text}; choices: deeppose or another backbone") from error
-    strides = []
-    for maps in features:
-        across, down = (side / cells for side, cells in zip(size, maps.shape[:1:-1], strict=False)) if maps.ndim == 4 else (0, 1)
-        if maps.ndim != 4 or round(math.log2(across)) != round(math.log2(down)):
-            raise ValueError(f"{name} gives features of shape {tuple(maps.shape)}, expected (1, channels, rows, columns)")
-        strides.append(2 ** round(math.log2(across)))
-    data = timm.data.resolve_data_config({}, model=network)
-    return Backbone(network, tuple(maps.shape[1] for maps in features), tuple(strides), data["mean"], data["std"])
-
-
-def _probe(network: nn.Module, size: tuple[int, int]) -> list[Tensor]:
-    """The feature maps of one black crop. Parameters that they do not depend on (the rest of a cut network) are frozen: several workers
-    would wait for their gradients."""
-    network.eval()
-    output = network(torch.zeros(1, 3, size[1], size[0]))
-    features = output if isinstance(output, list) else [output]
-    sum(maps.sum() for maps in features).backward()
-    for parameter in network.parameters():
-        parameter.requires_grad_(parameter.grad is not None)
-        parameter.grad = None
-    network.train()
-    return [maps.detach() for maps in features]
 
 
 def build_model(config: ModelConfig) -> PoseModel:

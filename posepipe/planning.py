@@ -12,9 +12,10 @@ from posepipe.config import ScoreConfig
 from posepipe.models import read_model_config
 from posepipe.predicting import Checkpoint, join_ids
 
-# Reading waits for the storage half of the time, and where the model is quick all cores should decode. It is not what an actor takes, nor
-# half of it: Ray would fuse the two and read no shard beside the actor.
+# Reading waits for the storage half of the time, and where the model is quick all cores should decode. It is not what is left of a CPU for
+# an actor, nor half of that: Ray would fuse the two and read no shard beside the actor.
 READER_CPUS = 0.4
+SHARDS_PER_ACTOR = 4  # for so many it pays to start one
 _DEFAULTS: dict[str, Any] = {"flip_test": False, "test_scales": [1.0], "precision": "float32"}
 _NO_PEOPLE = (
     "the checkpoint was trained on person framing, which needs to know where the person is: give --first-stage-uri, "
@@ -178,17 +179,29 @@ def _text(size: tuple[int, int]) -> str:
 
 
 def actor_share(config: ScoreConfig, first_stage: Checkpoint | None) -> tuple[float, float]:
-    """CPUs and GPUs that Ray counts for an actor: the two stages take turns, so they share what one of them would have."""
+    """CPUs and GPUs that Ray counts for an actor.
+
+    The two stages take turns, so they share what one of them would have. Without a GPU an actor shares its cores with a reader: which of
+    the two is the slower one depends on the model, and the machine gives each what the other leaves.
+    """
     stages = 2 if first_stage else 1
-    return config.cpus_per_actor / stages, int(config.use_gpu) / stages
+    return (config.cpus_per_actor - (0 if config.use_gpu else READER_CPUS)) / stages, int(config.use_gpu) / stages
+
+
+def choose_num_actors(config: ScoreConfig, num_shards: int) -> int:
+    """What was asked for, or as many as the cluster holds and so many shards are worth."""
+    fitting = cluster.num_fitting(cpus=config.cpus_per_actor, gpus=int(config.use_gpu))
+    return config.num_actors or max(1, min(fitting, num_shards // SHARDS_PER_ACTOR))
 
 
 def require_cluster(config: ScoreConfig, first_stage: Checkpoint | None) -> None:
-    """Refuses a run whose actors and one task that reads the cluster cannot hold."""
-    actors = cluster.Need("actors", config.num_actors, *actor_share(config, first_stage))
+    """Refuses a run whose actors, at least one, and one task that reads the cluster cannot hold."""
+    count, stages = config.num_actors or 1, 2 if first_stage else 1
+    actors = cluster.Need("actors", count, config.cpus_per_actor / stages, int(config.use_gpu) / stages)
     needs = [actors, *([dataclasses.replace(actors, name="first-stage actors")] if first_stage else [])]
-    needs.append(cluster.Need("reading", 1, READER_CPUS))
-    cluster.require(f"scoring with {config.num_actors} actors", needs, hint="change --num-actors, --cpus-per-actor or --use-gpu")
+    if config.use_gpu:
+        needs.append(cluster.Need("reading", 1, READER_CPUS))
+    cluster.require(f"scoring with {count} actors", needs, hint="change --num-actors, --cpus-per-actor or --use-gpu")
 
 
 def dry_run(config: ScoreConfig) -> str:
@@ -207,5 +220,6 @@ def dry_run(config: ScoreConfig) -> str:
     except ValueError as error:
         lines.append(f"does not fit: {error}")
     else:
-        lines.append(f"fits: {config.num_actors} actors of {config.cpus_per_actor} CPUs{' and a GPU' if config.use_gpu else ''} each")
+        num_actors = choose_num_actors(config, len(plan.counts))
+        lines.append(f"fits: {num_actors} actors of {config.cpus_per_actor} CPUs{' and a GPU' if config.use_gpu else ''} each")
     return "\n".join(lines)

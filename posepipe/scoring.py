@@ -128,8 +128,9 @@ def _storage_fault(error: BaseException | None, run_uri: str) -> StorageUnavaila
 def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: str, todo: list[int]) -> ray.data.Dataset:
     work = [{"shard": shard, "spec": json.dumps(plan.specs[shard])} for shard in todo]
     dataset = ray.data.from_items(work, override_num_blocks=len(work))
+    num_actors = planning.choose_num_actors(config, len(todo))
     num_readers = max(1, int(cluster.num_cpus() / planning.READER_CPUS))
-    num_shards = num_readers + 2 * SHARDS_IN_FLIGHT_PER_ACTOR * config.num_actors
+    num_shards = num_readers + 2 * SHARDS_IN_FLIGHT_PER_ACTOR * num_actors
     # Decoding runs ahead of a slow model as far as this, however much memory there is: it would be lost with the driver.
     crops = max(plan.counts) * 3 * max(sum(map(math.prod, plan.sizes)), math.prod(plan.first_stage.size) if plan.first_stage else 0)
     dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=max(2**27, num_shards * crops))
@@ -143,7 +144,7 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
     }
     cpus, gpus = planning.actor_share(config, plan.first_stage)
     actors: dict[str, Any] = {
-        "compute": ActorPoolStrategy(size=config.num_actors, max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT_PER_ACTOR),
+        "compute": ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT_PER_ACTOR),
         "num_cpus": cpus,
         "num_gpus": gpus,
     }

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from posepipe import storage
-from posepipe.models import MODELS, PoseModel
+from posepipe.backbones import MODELS
+from posepipe.models import PoseModel
 
 HEAD = "head."
 

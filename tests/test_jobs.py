@@ -287,7 +287,7 @@ def test_score_says_what_is_wrong(mistakes: Mistakes, person_samples: str, image
     assert f"no files below {tmp_path / 'none'}" in message
     assert "no complete samples at" in mistakes.message(score, **new, samples_uri=tmp_path)
     assert "Expected one of ('train', 'val', 'test')" in mistakes.message(score, **new, samples_uri=person_samples, split="valid")
-    message = mistakes.message(score, **new, samples_uri=person_samples, num_actors=6)
-    assert "scoring with 6 actors needs 6.4 CPUs" in message
+    message = mistakes.message(score, **new, samples_uri=person_samples, num_actors=7)
+    assert "scoring with 7 actors needs 7 CPUs" in message
     journal.write_run(str(tmp_path / "predictions"), {"identity": {"run_id": "another"}})
     assert "run_id was 'another', now 'score'" in mistakes.message(score, **new, samples_uri=person_samples)

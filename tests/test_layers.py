@@ -53,8 +53,9 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "coordinate_heads": ({"head_parts"}, True, False),
     "map_heads": ({"head_parts"}, True, False),
     "heads": ({"head_parts", "coordinate_heads", "map_heads"}, True, False),
-    "models": ({"storage", "tasks", "head_parts", "heads"}, True, False),
-    "weights": ({"storage", "models"}, True, False),
+    "backbones": (set(), True, False),
+    "models": ({"storage", "tasks", "backbones", "head_parts", "heads"}, True, False),
+    "weights": ({"storage", "backbones", "models"}, True, False),
     "optimizers": ({"config", "models"}, True, False),
     "augmentation": ({"skeleton", "tasks"}, True, False),
     "averaging": ({"models", "tasks"}, True, False),
@@ -219,6 +220,14 @@ def test_importing_the_jobs_loads_neither_torch_nor_ray():
     ).stdout.split()
     assert "posepipe.config" in loaded
     assert not ({"ray", "scipy", "pandas"} | TORCH) & set(loaded)
+
+
+def test_the_driver_of_a_scoring_run_does_without_timm_and_torchvision():
+    """They take longer to import than torch, and the networks are built in actors."""
+    code = "import sys, posepipe.scoring; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in loaded
+    assert not {"timm", "torchvision"} & set(loaded)
 
 
 def test_reading_annotations_and_scoring_numbers_loads_neither_torch_nor_ray():

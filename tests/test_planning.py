@@ -317,16 +317,19 @@ def nodes(monkeypatch):
 @pytest.mark.parametrize(
     ("values", "has_first_stage", "fits"),
     [
-        ({"num_actors": 7}, False, True),
-        ({"num_actors": 8}, False, False),  # no CPU is left to read
-        ({"num_actors": 2, "cpus_per_actor": 4}, False, False),
+        ({"num_actors": 8}, False, True),
+        ({"num_actors": 9}, False, False),
+        ({"num_actors": 2, "cpus_per_actor": 4}, False, True),
+        ({"num_actors": 3, "cpus_per_actor": 3}, False, False),
         ({"num_actors": 1, "cpus_per_actor": 4}, False, True),
         ({"num_actors": 1, "cpus_per_actor": 5}, False, False),
+        ({}, False, True),
+        ({"cpus_per_actor": 5}, False, False),
         ({"use_gpu": True}, False, True),
         ({"use_gpu": True}, True, True),  # half a GPU each
         ({"use_gpu": True, "num_actors": 2}, False, False),
-        ({"num_actors": 7}, True, True),  # half a CPU each
-        ({"num_actors": 8}, True, False),
+        ({"num_actors": 8}, True, True),  # half a CPU each
+        ({"num_actors": 9}, True, False),
     ],
 )
 def test_a_cluster_holds_the_actors_and_a_task_that_reads(nodes, values, has_first_stage, fits):
@@ -336,6 +339,30 @@ def test_a_cluster_holds_the_actors_and_a_task_that_reads(nodes, values, has_fir
     else:
         with pytest.raises(ValueError, match=r"scoring with \d actors .*needs .* the cluster has 8 CPUs and 1 GPUs.*; change --num-actors"):
             require_cluster(given, has_first_stage or None)
+
+
+@pytest.mark.parametrize(
+    ("values", "num_shards", "expected"),
+    [
+        ({}, 1000, 8),
+        ({}, 13, 3),  # the fourth would have too little to do
+        ({}, 1, 1),
+        ({"cpus_per_actor": 3}, 1000, 2),
+        ({"use_gpu": True}, 1000, 1),
+        ({"num_actors": 5}, 1000, 5),
+        ({"num_actors": 5}, 1, 5),
+    ],
+)
+def test_there_are_as_many_actors_as_the_cluster_holds_and_the_shards_are_worth(nodes, values, num_shards, expected):
+    assert planning.choose_num_actors(config("a", images_uri="x", **values), num_shards) == expected
+
+
+@pytest.mark.parametrize(("values", "stages", "cpus"), [({}, 1, 1.0), ({"cpus_per_actor": 3}, 1, 3.0), ({}, 2, 1.0)])
+def test_without_a_gpu_an_actor_and_a_reader_take_what_the_actor_is_given(values, stages, cpus):
+    share, gpus = planning.actor_share(config("a", images_uri="x", **values), "a first stage" if stages == 2 else None)
+    assert (stages * share + planning.READER_CPUS, gpus) == (pytest.approx(cpus), 0)
+    # Ray would fuse a reader and an actor that take the same.
+    assert share != planning.READER_CPUS
 
 
 def test_a_dry_run_says_what_there_is_to_do_and_what_the_cluster_offers(checkpoints, pictures, tmp_path, nodes):
@@ -357,7 +384,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_what_the_cluster_offers(checkpoi
     said = dry_run(config(checkpoints["pose"], **values, dry_run=True, flip_test=True, test_scales=(1.0, 1.1))).splitlines()
     assert said[3] == "each crop goes through each model 4 times"
     said = dry_run(config(checkpoints["image pose"], **(values | {"first_stage_uri": ""}), num_actors=9, dry_run=True)).splitlines()
-    assert said[-1].startswith("does not fit: scoring with 9 actors needs 9.4 CPUs")
+    assert said[-1].startswith("does not fit: scoring with 9 actors needs 9 CPUs")
 
 
 def test_a_dry_run_of_a_manifest_knows_no_size(checkpoints, tmp_path, nodes):
