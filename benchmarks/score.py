@@ -2,17 +2,21 @@
 
 All read the same files on the same cores, one after the other, round by round. What is timed:
 
-* posepipe: `scoring.score`, from the second shard that is committed to the last, so that what starts once (actors, their imports, the
-  model) is told apart, as `start`.
+* posepipe: `scoring.score`, from the first shard that is committed on, so that what starts once (actors, their imports, the model) is told
+  apart, as `start`. Reading runs ahead of the actors by a number of shards, and has done so before the first commit: the clock stops that
+  many shards before the end, so that as many were read in its time as were committed.
 * script: a torch DataLoader with torchvision's decoder and antialiased resize, one worker process per core, started before the clock;
   the same network on all cores; rows to Parquet, a file per shard. It keeps no status, resumes nothing and dies of a bad picture.
-* decode: bytes in memory -> crops on one core, times the cores.
-* model: crops in memory -> points, on all cores.
+* decode: bytes in memory -> crops, a process per core.
+* model: crops in memory -> points, on all cores: the better of one process with a thread per core and one process of one thread per core.
 
 Decoding and the network share the cores, so nobody can have both limits: `bound` is what all cores reach if they do nothing but the two,
 1 / (1 / decode + 1 / model).
 """
 
+import concurrent.futures
+import math
+import multiprocessing
 import os
 import statistics
 import sys
@@ -35,13 +39,16 @@ from torchvision.transforms.v2 import functional
 from benchmarks import machine
 from benchmarks.ingest import find_pictures
 from benchmarks.machine import CORES
-from posepipe import geometry, images, predictions, scoring, storage
+from posepipe import geometry, images, planning, predictions, scoring, storage
 from posepipe.config import Precision, ScoreConfig
-from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, save_model
+from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, load_model, save_model
 from posepipe.skeleton import NUM_JOINTS
 
-LIMIT_SAMPLE = 256
+LIMIT_SAMPLE = 64
 SHARD_SIZE = 128
+SCRIPT_IMAGES = 16 * SHARD_SIZE  # it is as fast with the first as with all
+BATCH = 64
+SECONDS = 3.0  # of each limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +61,14 @@ class BenchmarkConfig:
     """Backbone: a timm name."""
     size: int = 128
     """Side of the crops in px."""
-    num_images: int = 16 * SHARD_SIZE
+    num_images: int = 64 * SHARD_SIZE
     """Pictures per repetition; a folder that has fewer is gone through more than once."""
     repetitions: int = 3
     """Rounds over all contestants."""
     precision: Precision = "float32"
     """float32 or bfloat16, of all but the decoder."""
-    num_actors: int = 1
-    """Predictor processes of posepipe."""
+    num_actors: int = 0
+    """Predictor processes of posepipe; 0: as many as it takes on its own."""
     cpus_per_actor: int = 1
     """CPUs (and torch threads) of each."""
     num_cpus: int = CORES
@@ -86,18 +93,20 @@ class Pictures(torch.utils.data.Dataset[tuple[int, torch.Tensor, int, int]]):
 
 def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: str, starts: list[float]) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        started = time.time()
-        scoring.score(
-            ScoreConfig(
-                checkpoint_uri=(checkpoint_uri,),
-                images_uri=manifest_uri,
-                predictions_uri=folder,
-                shard_size=SHARD_SIZE,
-                precision=config.precision,
-                num_actors=config.num_actors,
-                cpus_per_actor=config.cpus_per_actor,
-            )
+        run = ScoreConfig(
+            checkpoint_uri=(checkpoint_uri,),
+            images_uri=manifest_uri,
+            predictions_uri=folder,
+            shard_size=SHARD_SIZE,
+            precision=config.precision,
+            num_actors=config.num_actors,
+            cpus_per_actor=config.cpus_per_actor,
         )
+        shard_bytes = SHARD_SIZE * 3 * config.size**2
+        num_actors = planning.choose_num_actors(run, config.num_images // SHARD_SIZE)
+        num_ahead = math.ceil(scoring.bytes_ahead(num_actors, shard_bytes) / shard_bytes)
+        started = time.time()
+        scoring.score(run)
         # The last rows come in order of completion; the first commit is when everything had started.
         [done] = (Path(folder) / "done").iterdir()
         commits = sorted(path.stat().st_mtime for path in done.iterdir())
@@ -105,7 +114,10 @@ def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: st
     if rows.count("ok") != config.num_images:
         raise RuntimeError(f"posepipe scored {rows.count('ok')} of {config.num_images} pictures")
     starts.append(commits[0] - started)
-    return (config.num_images - SHARD_SIZE) / (commits[-1] - commits[0])
+    last = len(commits) - 1 - num_ahead
+    if last < num_ahead:
+        raise ValueError(f"--num-images must be at least {2 * (num_ahead + 1) * SHARD_SIZE}: reading runs {num_ahead} shards ahead")
+    return SHARD_SIZE * last / (commits[last] - commits[0])
 
 
 def script_rate(config: BenchmarkConfig, model: PoseModel, paths: list[str], loader: Any) -> float:
@@ -133,27 +145,67 @@ def script_rate(config: BenchmarkConfig, model: PoseModel, paths: list[str], loa
     return len(paths) / seconds
 
 
-def decode_rate(config: BenchmarkConfig, data: list[bytes]) -> float:
-    start = time.perf_counter()
+class Limits:
+    """Decoding and the network on all cores, by processes of one thread each."""
+
+    def __init__(self, config: BenchmarkConfig, checkpoint_uri: str, data: list[bytes]) -> None:
+        context = multiprocessing.get_context("forkserver")
+        arguments = (config, checkpoint_uri, data, context.Barrier(CORES))
+        self._pool = concurrent.futures.ProcessPoolExecutor(CORES, context, _load, arguments)
+
+    def rate(self, once: Callable[[], int]) -> float:
+        return sum(self._pool.map(_repeat, [once] * CORES))
+
+
+_loaded: Any = None
+
+
+def _load(*arguments: Any) -> None:
+    global _loaded
+    config, checkpoint_uri, data, barrier = arguments
+    torch.set_num_threads(1)
+    _loaded = config, load_model(checkpoint_uri)[0], data, barrier
+
+
+def _repeat(once: Callable[[], int]) -> float:
+    """Pictures per second of this process; all begin at the same time."""
+    once()
+    _loaded[3].wait()
+    return repeat(once)
+
+
+def repeat(once: Callable[[], int]) -> float:
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < SECONDS:
+        count += once()
+    return count / (time.perf_counter() - start)
+
+
+def decode_all() -> int:
+    config, _, data, _ = _loaded
     for picture in data:
         header = images.read_header(picture)
-        images.crop(
-            picture, header, geometry.frame_image(header.width, header.height, (config.size, config.size)), (config.size, config.size)
-        )
-    return CORES * len(data) / (time.perf_counter() - start)
+        size = (config.size, config.size)
+        images.crop(picture, header, geometry.frame_image(header.width, header.height, size), size)
+    return len(data)
+
+
+def predict_all() -> int:
+    return predict(*_loaded[:2])
 
 
 @torch.inference_mode()
-def model_rate(config: BenchmarkConfig, model: PoseModel) -> float:
-    torch.set_num_threads(CORES)
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (64, 3, config.size, config.size), dtype=np.uint8))
+def predict(config: BenchmarkConfig, model: PoseModel) -> int:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (BATCH, 3, config.size, config.size), dtype=np.uint8))
     with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
         model.predict(pixels)
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < 3:
-            model.predict(pixels)
-            count += len(pixels)
-        return count / (time.perf_counter() - start)
+    return len(pixels)
+
+
+def model_rate(config: BenchmarkConfig, model: PoseModel, limits: Limits) -> float:
+    torch.set_num_threads(CORES)
+    predict(config, model)
+    return max(repeat(lambda: predict(config, model)), limits.rate(predict_all))
 
 
 def measure(config: BenchmarkConfig, folder: Path) -> tuple[dict[str, list[float]], list[float]]:
@@ -179,14 +231,19 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[dict[str, list[float
     save_model(model, str(folder / "run" / MODEL_FILE))
     data = [Path(path).read_bytes() for path in paths[:: max(1, len(paths) // LIMIT_SAMPLE)]]
     loader = torch.utils.data.DataLoader(
-        Pictures(paths, config.size), batch_size=64, num_workers=CORES, persistent_workers=True, multiprocessing_context="forkserver"
+        Pictures(paths[:SCRIPT_IMAGES], config.size),
+        batch_size=BATCH,
+        num_workers=CORES,
+        persistent_workers=True,
+        multiprocessing_context="forkserver",
     )
+    limits = Limits(config, str(folder / "run"), data)
     starts: list[float] = []
     contestants: dict[str, Callable[[], float]] = {
         "posepipe": lambda: posepipe_rate(config, str(folder / "run"), manifest_uri, starts),
-        "script": lambda: script_rate(config, model, paths, loader),
-        "decode": lambda: decode_rate(config, data),
-        "model": lambda: model_rate(config, model),
+        "script": lambda: script_rate(config, model, paths[:SCRIPT_IMAGES], loader),
+        "decode": lambda: limits.rate(decode_all),
+        "model": lambda: model_rate(config, model, limits),
     }
     machine.start_ray(config.num_cpus)
     rates: dict[str, list[float]] = {name: [] for name in contestants}

@@ -125,15 +125,18 @@ def _storage_fault(error: BaseException | None, run_uri: str) -> StorageUnavaila
     return None
 
 
+def bytes_ahead(num_actors: int, shard_bytes: int) -> int:
+    """So many bytes of crops decoding runs ahead of a slow model, however much memory there is: they would be lost with the driver."""
+    num_readers = max(1, int(cluster.num_cpus() / planning.READER_CPUS))
+    return max(2**27, shard_bytes * (num_readers + 2 * SHARDS_IN_FLIGHT_PER_ACTOR * num_actors))
+
+
 def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: str, todo: list[int]) -> ray.data.Dataset:
     work = [{"shard": shard, "spec": json.dumps(plan.specs[shard])} for shard in todo]
     dataset = ray.data.from_items(work, override_num_blocks=len(work))
     num_actors = planning.choose_num_actors(config, len(todo))
-    num_readers = max(1, int(cluster.num_cpus() / planning.READER_CPUS))
-    num_shards = num_readers + 2 * SHARDS_IN_FLIGHT_PER_ACTOR * num_actors
-    # Decoding runs ahead of a slow model as far as this, however much memory there is: it would be lost with the driver.
     crops = max(plan.counts) * 3 * max(sum(map(math.prod, plan.sizes)), math.prod(plan.first_stage.size) if plan.first_stage else 0)
-    dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=max(2**27, num_shards * crops))
+    dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=bytes_ahead(num_actors, crops))
     reader = ShardReader(run_uri, tuple(plan.files), done_uri, plan.models[0].framing, plan.sizes, config.max_bytes, config.max_pixels)
     shared: dict[str, Any] = {
         "batch_size": config.batch_size,
