@@ -150,6 +150,7 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
         "compute": ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT_PER_ACTOR),
         "num_cpus": cpus,
         "num_gpus": gpus,
+        "runtime_env": cluster.NETWORK_ENV,
     }
     if plan.first_stage:
         first_reader = dataclasses.replace(reader, framing="image", sizes=(plan.first_stage.size,))

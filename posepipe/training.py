@@ -100,6 +100,7 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
             failure_config=FailureConfig(max_failures=config.max_failures, max_preemption_failures=config.max_preemption_failures),
             callbacks=[_EpochsOnly(callback) for callback in callbacks],
             logging_config=LoggingConfig(log_level="WARNING"),
+            worker_runtime_env=cluster.NETWORK_ENV,
         ),
         datasets={"train": data.train, "val": data.val},
         # Every worker sees all rows and picks its own: Ray's even split would drop the rest.
