@@ -17,8 +17,8 @@ MOST_OF_STORE = 0.8  # of an object store, that samples may take
 NETWORK_ENV = {
     "env_vars": {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_ARENA_MAX": "1"},
 }
-"""Runtime environment of processes that run networks. A network asks for the same large buffers in every pass; by default glibc gives them back
-to the system after each, which zeroes their pages anew."""
+"""Runtime environment of processes that run networks. A network asks for the same large buffers in every pass; by default glibc gives them
+back to the system after each, which zeroes their pages anew."""
 
 
 def connect() -> None:
