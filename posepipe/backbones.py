@@ -110,8 +110,9 @@ def build_backbone(name: str, size: tuple[int, int], feature_stride: int, all_ma
 
 
 def _probe(network: nn.Module, size: tuple[int, int]) -> list[Tensor]:
-    """The feature maps of one black crop. Parameters that they do not depend on (the rest of a cut network) are frozen: several workers
-    would wait for their gradients."""
+    """The feature maps of one black crop. What they do not depend on (the rest of a cut network) is taken away where it is a block of its
+    own, as in EfficientNet's family, which computes it all the same; other parameters are frozen: several workers would wait for their
+    gradients."""
     network.eval()
     output = network(torch.zeros(1, 3, size[1], size[0]))
     features = output if isinstance(output, list) else [output]
@@ -119,5 +120,8 @@ def _probe(network: nn.Module, size: tuple[int, int]) -> list[Tensor]:
     for parameter in network.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None
+    blocks = getattr(network, "blocks", None)
+    while isinstance(blocks, nn.Sequential) and not any(parameter.requires_grad for parameter in blocks[-1].parameters()):
+        del blocks[-1]
     network.train()
     return [maps.detach() for maps in features]

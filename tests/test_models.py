@@ -33,6 +33,17 @@ CONFIG = ModelConfig(
 )
 
 
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_efficientnet"])
+def test_a_cut_network_has_no_blocks_that_nobody_sees_and_gives_the_same_features(name):
+    whole = timm.create_model(name, features_only=True, out_indices=(1,)).eval()
+    network = build(model=name, feature_stride=4).backbone
+    assert len(network.blocks) < len(whole.blocks)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    whole.load_state_dict(network.state_dict(), strict=False)
+    crop = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(network(crop), whole(crop), rtol=0, atol=0)
+
+
 def build(**changes):
     torch.manual_seed(0)
     if changes.get("task") == "head":
