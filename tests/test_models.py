@@ -35,7 +35,7 @@ CONFIG = ModelConfig(
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_efficientnet"])
 def test_a_cut_network_has_no_blocks_that_nobody_sees_and_gives_the_same_features(name):
-    whole = timm.create_model(name, features_only=True, out_indices=(1,)).eval()
+    whole = timm.create_model(name, features_only=True, out_indices=(1,)).eval().to(memory_format=torch.channels_last)
     network = build(model=name, feature_stride=4).backbone
     assert len(network.blocks) < len(whole.blocks)
     assert all(parameter.requires_grad for parameter in network.parameters())
