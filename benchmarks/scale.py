@@ -91,9 +91,8 @@ _RAY = """
 import os, time, ray
 os.environ["RAY_worker_niceness"] = "0"
 ray.init(address="local", num_cpus={cpus}, object_store_memory={store}, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-from posepipe import cluster, preparing, samples, scoring, training_data
-from posepipe.config import PrepareConfig, ScoreConfig, TrainConfig
-from posepipe.sample_cache import SampleCache
+from posepipe import cluster
+{imports}
 cluster.connect()
 started = time.perf_counter()
 {body}
@@ -101,14 +100,21 @@ seconds = time.perf_counter() - started
 from ray._private.internal_api import memory_summary
 print(memory_summary(ray.get_runtime_context().gcs_address, stats_only=True), "seconds", seconds)
 """
+# A process imports what its job does, which is part of its memory.
+_IMPORTS = {
+    "prepare": "from posepipe import preparing\nfrom posepipe.config import PrepareConfig",
+    "load": "from posepipe import samples, training_data\nfrom posepipe.config import TrainConfig\n"
+    "from posepipe.sample_cache import SampleCache",
+    "score": "from posepipe import scoring\nfrom posepipe.config import ScoreConfig",
+}
 _PREPARE = "preparing.prepare(PrepareConfig(mpii_uri={mpii!r}, samples_uri={samples!r}, size={size}))"
 _LOAD = """data = training_data.load_data(TrainConfig(samples_uri={samples!r}, runs_uri="", name="x"))
 cache = SampleCache(data.train, samples.crop_size(data.manifest), samples.crop_margin(data.manifest))
 assert len(cache) == data.manifest["rows"]["train"]"""
 
 
-def start(config: ScaleConfig, body: str) -> "subprocess.Popen[str]":
-    code = _RAY.format(cpus=CORES, store=config.object_store_mib * 2**20, body=body)
+def start(config: ScaleConfig, stage: str, body: str) -> "subprocess.Popen[str]":
+    code = _RAY.format(cpus=CORES, store=config.object_store_mib * 2**20, imports=_IMPORTS[stage], body=body)
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -119,7 +125,7 @@ def start_score(config: ScaleConfig, manifest: Path, out: Path) -> "subprocess.P
         "predictions_uri": str(out),
         "shard_size": SHARD_SIZE,
     }
-    return start(config, f"scoring.score(ScoreConfig(**{values!r}))")
+    return start(config, "score", f"scoring.score(ScoreConfig(**{values!r}))")
 
 
 def run_to_end(config: ScaleConfig, process: "subprocess.Popen[str]") -> dict[str, Any]:
@@ -147,7 +153,8 @@ def measure_training_data(config: ScaleConfig, pictures: list[Path], folder: Pat
         mpii.mkdir()
         write_mpii(mpii, pictures, count)
         for stage, body in (("prepare", _PREPARE), ("load", _LOAD)):
-            row = {"num_images": count, **run_to_end(config, start(config, body.format(mpii=str(mpii), samples=str(samples), size=SIZE)))}
+            work = body.format(mpii=str(mpii), samples=str(samples), size=SIZE)
+            row = {"num_images": count, **run_to_end(config, start(config, stage, work))}
             before = found[stage][-1] if found[stage] else {"num_images": 0, "seconds": 0.0}
             row["ms_per_further_image"] = 1000 * (row["seconds"] - before["seconds"]) / (count - before["num_images"])
             found[stage].append(row)

@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+import unittest.mock
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,9 @@ def summarise(workers: list[dict[str, Any]], start: float) -> dict[str, Any]:
 
 def process_run(job: Job) -> dict[str, Any]:
     start = time.time()
-    return summarise(train_peers.run_apart(train_peers.run_worker, job.config.max_workers, job), start)
+    # What posepipe's workers have the limit has too; the script has what its writer gets by default.
+    with unittest.mock.patch.dict(os.environ, cluster.NETWORK_ENV["env_vars"] if job.is_ready else {}):
+        return summarise(train_peers.run_apart(train_peers.run_worker, job.config.max_workers, job), start)
 
 
 def build_contestants(config: TrainBenchmark, run: TrainConfig, job: Job, folder: Path) -> dict[str, Callable[[], dict[str, Any]]]:
