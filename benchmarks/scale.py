@@ -51,6 +51,8 @@ class ScaleConfig:
     """Pictures to score."""
     num_rows: tuple[int, ...] = (1000, 10_000, 100_000, 1_000_000)
     """Rows of the manifests to plan."""
+    num_actors: int = 0
+    """Of a scoring run; 0: as many as it takes on its own."""
     object_store_mib: int = 500
     """Ray's object store."""
     price_per_hour: float = 0.0
@@ -124,6 +126,7 @@ def start_score(config: ScaleConfig, manifest: Path, out: Path) -> "subprocess.P
         "images_uri": str(manifest),
         "predictions_uri": str(out),
         "shard_size": SHARD_SIZE,
+        "num_actors": config.num_actors,
     }
     return start(config, "score", f"scoring.score(ScoreConfig(**{values!r}))")
 
