@@ -217,9 +217,9 @@ def _send_message(to: socket.socket, message: dict[str, Any]) -> None:
 
 
 def _receive_message(source: socket.socket, timeout: float | None) -> dict[str, Any] | None:
-    """None where the other side is gone, or after so many seconds."""
+    """None where the other side is gone, after so many seconds, or where it cannot be a message."""
     source.settimeout(timeout)
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         if message := source.recv(_MAX_MESSAGE):
             return json.loads(message)
     return None

@@ -43,6 +43,8 @@ if "posepipe.decoding" in sys.orig_argv:
             os._exit(3)
         if b"RAISE" in data:
             raise ZeroDivisionError("a bug of a decoder")
+        if b"LONG" in data:
+            raise ZeroDivisionError("long " * 100_000)
         if b"HANG" in data:
             signal.pause()
         if b"PRINT" in data:
@@ -161,6 +163,13 @@ def test_big_answers_and_big_pictures_do_not_block_one_another(decoder):
     assert all(np.array_equal(each.crops[1], expected.crops[1]) for each in found)
 
 
+def test_memory_of_big_pictures_is_given_back(decoder, monkeypatch):
+    small, big = picture(1), encode(Image.effect_noise((600, 600), 90), "PNG")
+    monkeypatch.setattr(decoding, "_KEPT", len(small))
+    assert [each.status for each in decoder.decode_all(requests(big, small, big))] == ["ok"] * 3
+    assert [os.fstat(memory).st_size > 0 for memory in decoder._memory] == [False, True, False]
+
+
 def test_pictures_are_taken_as_they_are_needed(decoder):
     taken = []
 
@@ -235,6 +244,13 @@ def test_an_exception_that_nobody_foresaw_is_a_row_too(customized):
     found = list(customized.decode_all(requests(picture(1), picture(2, b"RAISE"), picture(3))))
     assert greys(found)[::2] == [1, 3]
     assert found[1].status in ("decoder_crashed", "corrupt")
+
+
+def test_whatever_an_exception_says_comes_back_as_a_detail(customized):
+    found = list(customized.decode_all(requests(picture(1), picture(2, b"LONG"), picture(3))))
+    assert greys(found)[::2] == [1, 3]
+    assert (found[1].status, found[1].detail[:30]) == ("corrupt", "ZeroDivisionError: long long l")
+    assert len(found[1].detail) == decoding._MAX_DETAIL
 
 
 def test_what_a_decoder_prints_does_not_get_between_the_answers(customized):
