@@ -191,6 +191,8 @@ def actor_share(config: ScoreConfig, first_stage: Checkpoint | None) -> tuple[fl
 def choose_num_actors(config: ScoreConfig, num_shards: int) -> int:
     """What was asked for, or as many as the cluster holds and so many shards are worth."""
     fitting = cluster.num_fitting(cpus=config.cpus_per_actor, gpus=int(config.use_gpu))
+    if config.use_gpu:  # One CPU has to be left to read.
+        fitting = min(fitting, int((cluster.num_cpus() - READER_CPUS) / config.cpus_per_actor))
     return config.num_actors or max(1, min(fitting, num_shards // SHARDS_PER_ACTOR))
 
 

@@ -357,6 +357,14 @@ def test_there_are_as_many_actors_as_the_cluster_holds_and_the_shards_are_worth(
     assert planning.choose_num_actors(config("a", images_uri="x", **values), num_shards) == expected
 
 
+def test_actors_with_gpus_leave_a_cpu_to_read(monkeypatch):
+    monkeypatch.setattr(cluster, "_nodes", lambda: ([cluster._Group(2, {"CPU": 4.0, "GPU": 4.0})], 0.0))
+    given = config("a", images_uri="x", use_gpu=True)
+    num_actors = planning.choose_num_actors(given, 1000)
+    assert num_actors == 7
+    require_cluster(config("a", images_uri="x", use_gpu=True, num_actors=num_actors), None)
+
+
 @pytest.mark.parametrize(("values", "stages", "cpus"), [({}, 1, 1.0), ({"cpus_per_actor": 3}, 1, 3.0), ({}, 2, 1.0)])
 def test_without_a_gpu_an_actor_and_a_reader_take_what_the_actor_is_given(values, stages, cpus):
     share, gpus = planning.actor_share(config("a", images_uri="x", **values), "a first stage" if stages == 2 else None)
