@@ -47,7 +47,7 @@ from posepipe.skeleton import NUM_JOINTS
 
 LIMIT_SAMPLE = 64
 SHARD_SIZE = 128
-SCRIPT_IMAGES = 16 * SHARD_SIZE  # it is as fast with the first as with all
+SCRIPT_IMAGES = 16 * SHARD_SIZE  # enough for a rate: its processes run before the clock starts
 BATCH = 64
 SECONDS = 3.0  # of each limit
 

@@ -109,6 +109,12 @@ def build_backbone(name: str, size: tuple[int, int], feature_stride: int, all_ma
     return Backbone(network, tuple(maps.shape[1] for maps in features), tuple(strides), data["mean"], data["std"])
 
 
+def _is_frozen(module: nn.Module) -> bool:
+    """Whether it has parameters, of which none is trained."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
 def _probe(network: nn.Module, size: tuple[int, int]) -> list[Tensor]:
     """The feature maps of one black crop. What they do not depend on (the rest of a cut network) is taken away where it is a block of its
     own, as in EfficientNet's family, which computes it all the same; other parameters are frozen: several workers would wait for their
@@ -121,7 +127,7 @@ def _probe(network: nn.Module, size: tuple[int, int]) -> list[Tensor]:
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None
     blocks = getattr(network, "blocks", None)
-    while isinstance(blocks, nn.Sequential) and not any(parameter.requires_grad for parameter in blocks[-1].parameters()):
+    while isinstance(blocks, nn.Sequential) and len(blocks) and _is_frozen(blocks[-1]):
         del blocks[-1]
     network.train()
     return [maps.detach() for maps in features]

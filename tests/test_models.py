@@ -8,7 +8,9 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from torch import nn
 
+from posepipe import backbones
 from posepipe.heads import HEADS, NEED_MAPS
 from posepipe.models import (
     MODEL_FILE,
@@ -34,14 +36,23 @@ CONFIG = ModelConfig(
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_efficientnet"])
-def test_a_cut_network_has_no_blocks_that_nobody_sees_and_gives_the_same_features(name):
-    whole = timm.create_model(name, features_only=True, out_indices=(1,)).eval().to(memory_format=torch.channels_last)
-    network = build(model=name, feature_stride=4).backbone
+@pytest.mark.parametrize(("stride", "index"), [(2, 0), (4, 1)])
+def test_a_cut_network_has_no_blocks_that_nobody_sees_and_gives_the_same_features(name, stride, index):
+    whole = timm.create_model(name, features_only=True, out_indices=(index,)).eval().to(memory_format=torch.channels_last)
+    network = build(model=name, feature_stride=stride).backbone
     assert len(network.blocks) < len(whole.blocks)
     assert all(parameter.requires_grad for parameter in network.parameters())
     whole.load_state_dict(network.state_dict(), strict=False)
     crop = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(network(crop), whole(crop), rtol=0, atol=0)
+
+
+def test_blocks_without_parameters_stay():
+    network = nn.Module()
+    network.blocks = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    network.forward = lambda crop: network.blocks(crop)
+    assert [tuple(maps.shape) for maps in backbones._probe(network, (8, 8))] == [(1, 4, 6, 6)]
+    assert len(network.blocks) == 2
 
 
 def build(**changes):
