@@ -40,9 +40,11 @@ from torchvision.transforms.v2 import functional
 from benchmarks import machine
 from benchmarks.ingest import find_pictures
 from benchmarks.machine import CORES
-from posepipe import cluster, geometry, images, planning, predictions, scoring, storage
+from posepipe import cluster, geometry, images, model_file, planning, predictions, scoring, storage
 from posepipe.config import Precision, ScoreConfig
-from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, load_model, save_model
+from posepipe.ensemble import Ensemble
+from posepipe.model_file import MODEL_FILE, ModelConfig
+from posepipe.models import PoseModel, build_model, save_model
 from posepipe.skeleton import NUM_JOINTS
 
 LIMIT_SAMPLE = 64
@@ -167,7 +169,14 @@ def _load(*arguments: Any) -> None:
     global _loaded
     config, checkpoint_uri, data, barrier = arguments
     torch.set_num_threads(1)
-    _loaded = config, load_model(checkpoint_uri)[0], data, barrier
+    _loaded = config, load(config, checkpoint_uri), data, barrier
+
+
+def load(config: BenchmarkConfig, checkpoint_uri: str) -> PoseModel:
+    """The network as posepipe's actors run it."""
+    checkpoint = model_file.read_checkpoint(checkpoint_uri)
+    threads = torch.get_num_threads()
+    return Ensemble([checkpoint], [checkpoint.size], BATCH, threads, False, False, (1.0,), config.precision).models[0]
 
 
 def _repeat(once: Callable[[], int]) -> float:
@@ -200,13 +209,13 @@ def predict_all() -> int:
 @torch.inference_mode()
 def predict(config: BenchmarkConfig, model: PoseModel) -> int:
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (BATCH, 3, config.size, config.size), dtype=np.uint8))
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
-        model.predict(pixels)
+    model.predict(pixels)
     return len(pixels)
 
 
-def model_rate(config: BenchmarkConfig, model: PoseModel, limits: Limits) -> float:
+def model_rate(config: BenchmarkConfig, checkpoint_uri: str, limits: Limits) -> float:
     torch.set_num_threads(CORES)
+    model = load(config, checkpoint_uri)
     predict(config, model)
     return max(repeat(lambda: predict(config, model)), limits.rate(predict_all))
 
@@ -246,7 +255,7 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[dict[str, list[float
         "posepipe": lambda: posepipe_rate(config, str(folder / "run"), manifest_uri, starts),
         "script": lambda: script_rate(config, model, paths[:SCRIPT_IMAGES], loader),
         "decode": lambda: limits.rate(decode_all),
-        "model": lambda: model_rate(config, model, limits),
+        "model": lambda: model_rate(config, str(folder / "run"), limits),
     }
     machine.start_ray(config.num_cpus)
     rates: dict[str, list[float]] = {name: [] for name in contestants}

@@ -35,7 +35,8 @@ from benchmarks import machine, train_peers
 from benchmarks.train_peers import Job
 from posepipe import cluster, samples, storage, training
 from posepipe.config import Precision, RegressionHead, TrainConfig, check_choice
-from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, save_model
+from posepipe.model_file import MODEL_FILE, ModelConfig
+from posepipe.models import PoseModel, build_model, save_model
 from posepipe.skeleton import NUM_JOINTS
 
 Contestant = Literal["posepipe", "limit", "script", "iter_torch_batches", "limit-compiled", "limit-contiguous"]

@@ -16,7 +16,8 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from posepipe import storage
-from posepipe.models import MODEL_FILE, PoseModel, load_model, save_model
+from posepipe.model_file import MODEL_FILE
+from posepipe.models import PoseModel, load_model, save_model
 from posepipe.optimizers import WeightAverage
 from posepipe.runs import HISTORY_FILE
 from posepipe.snapshots import SNAPSHOTS_FILE

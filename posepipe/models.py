@@ -1,46 +1,19 @@
 """Backbone and regression head as one network; saved and loaded with its own config."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, cast
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from posepipe import storage
+from posepipe.backbones import build_backbone
 from posepipe.head_parts import HeadInput
+from posepipe.heads import HEADS, NEED_ALL_MAPS, NEED_MAPS
+from posepipe.model_file import ModelConfig, read_model_file
 from posepipe.tasks import TASKS
-
-MODEL_FILE = "model.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Everything that is needed to build a model again and to feed it.
-
-    Attributes:
-        task: key of TASKS.
-        model: key of `backbones.MODELS` or a timm name.
-        regression_head: key of HEADS.
-        feature_stride: a timm backbone is cut at the last stage with at most this stride.
-        size: (width, height) crop px.
-        framing: of the samples it was trained on.
-        mean_points: (num_points, 2) mean of the training labels in the unit frame: the floor that a model has to beat.
-        samples_fingerprint: of the manifest of those samples.
-        direct_loss: of the direct head.
-    """
-
-    task: str
-    model: str
-    regression_head: str
-    feature_stride: int
-    size: tuple[int, int]
-    framing: str
-    mean_points: list[list[float]]
-    samples_fingerprint: str
-    direct_loss: str = "mse"
 
 
 class PoseModel(nn.Module):
@@ -50,10 +23,6 @@ class PoseModel(nn.Module):
         super().__init__()
         self.config = config
         task, name = TASKS[config.task], config.regression_head
-        # Who only reads a config, as the driver of a scoring run, does without timm and torchvision: they take longer to import than torch.
-        from posepipe.backbones import build_backbone
-        from posepipe.heads import HEADS, NEED_ALL_MAPS, NEED_MAPS
-
         backbone = build_backbone(config.model, config.size, config.feature_stride, name in NEED_ALL_MAPS)
         if name in NEED_MAPS and not backbone.strides[-1]:
             choices = ", ".join(choice for choice in HEADS if choice not in NEED_MAPS)
@@ -102,7 +71,7 @@ def load_model(checkpoint_uri: str) -> tuple[PoseModel, str]:
     Raises:
         ValueError: there is no checkpoint, it was not written by `save_model`, or by that of another version.
     """
-    data, config = _read_checkpoint(checkpoint_uri)
+    data, config = read_model_file(checkpoint_uri)
     model = build_model(config)
     try:
         model.load_state_dict(safetensors.torch.load(data))
@@ -110,24 +79,3 @@ def load_model(checkpoint_uri: str) -> tuple[PoseModel, str]:
         lines = " ".join(str(error).split())
         raise ValueError(f"{checkpoint_uri} was written by another version of posepipe or of its libraries: {lines[:300]}") from error
     return model.eval(), storage.sha256(data)
-
-
-def read_model_config(checkpoint_uri: str) -> tuple[ModelConfig, str]:
-    """As `load_model`, without building the model."""
-    data, config = _read_checkpoint(checkpoint_uri)
-    return config, storage.sha256(data)
-
-
-def _read_checkpoint(checkpoint_uri: str) -> tuple[bytes, ModelConfig]:
-    uri = checkpoint_uri if checkpoint_uri.endswith(".safetensors") else storage.join_uri(checkpoint_uri, MODEL_FILE)
-    try:
-        data = storage.read_bytes(uri)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ValueError(f"no checkpoint at {uri}: expected the folder of a complete run of jobs.train or jobs.tune") from error
-    length = int.from_bytes(data[:8], "little")
-    try:
-        header = json.loads(data[8 : 8 + length])
-        values = json.loads(header["__metadata__"]["config"])
-        return data, ModelConfig(**{**values, "size": tuple(values["size"])})
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{uri} is not a posepipe checkpoint: its header holds no model config") from error

@@ -9,8 +9,7 @@ import pyarrow as pa
 
 from posepipe import cluster, inputs, journal, samples, storage
 from posepipe.config import ScoreConfig
-from posepipe.models import read_model_config
-from posepipe.predicting import Checkpoint, join_ids
+from posepipe.model_file import Checkpoint, join_ids, read_checkpoint
 
 # Reading waits for the storage half of the time, and where the model is quick all cores should decode. It is not what is left of a CPU for
 # an actor, nor half of that: Ray would fuse the two and read no shard beside the actor.
@@ -58,7 +57,7 @@ class Plan:
 
 def load_checkpoints(config: ScoreConfig) -> tuple[list[Checkpoint], Checkpoint | None]:
     """The models and the first stage; ValueError where they do not go together."""
-    models = [_load_checkpoint(uri) for uri in config.checkpoint_uri]
+    models = [read_checkpoint(uri) for uri in config.checkpoint_uri]
     for place, model in enumerate(models):
         for other in models[:place]:
             if other.model_id == model.model_id:
@@ -69,18 +68,12 @@ def load_checkpoints(config: ScoreConfig) -> tuple[list[Checkpoint], Checkpoint 
     models.sort(key=lambda model: (model.task, model.model_id))
     if not config.first_stage_uri:
         return models, None
-    first_stage = _load_checkpoint(config.first_stage_uri)
+    first_stage = read_checkpoint(config.first_stage_uri)
     if first_stage.framing != "image":
         raise ValueError(f"--first-stage-uri takes a checkpoint trained on image framing, {first_stage.uri} has {first_stage.framing}")
     if models[0].framing == "image":
         raise ValueError("--first-stage-uri frames people for a checkpoint trained on person framing; this one sees whole pictures")
     return models, first_stage
-
-
-def _load_checkpoint(uri: str) -> Checkpoint:
-    uri = storage.resolve_uri(uri)
-    config, model_id = read_model_config(uri)
-    return Checkpoint(uri, model_id, config.task, config.framing, config.size)
 
 
 def plan_run(

@@ -1,6 +1,5 @@
 """What the actors of a scoring run do: frame the people of a shard, predict, commit its rows."""
 
-import dataclasses
 import json
 import pickle
 from collections import Counter
@@ -9,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
-from posepipe import averaging, geometry, journal, metrics
+from posepipe import geometry, journal, metrics
 from posepipe.config import Precision
-from posepipe.models import PoseModel, load_model
+from posepipe.model_file import Checkpoint, join_ids
 from posepipe.predictions import PREDICTION
 from posepipe.skeleton import HEAD_TOP, NUM_JOINTS, PCKH_JOINTS, UPPER_NECK
-from posepipe.tasks import TASKS, Task, head_box_image, joints_image, pose_errors
+from posepipe.tasks import head_box_image, joints_image, pose_errors
 
 NUM_EXAMPLES = 3
 # MPII's own: scale = head size / 25, head size = 0.6 x diagonal. https://github.com/anibali/eval-mpii-pose keeps both.
@@ -26,95 +24,6 @@ SCALE_PER_DIAGONAL = 0.024
 BONE_PER_DIAGONAL = 0.8
 # From the middle of the head box down to objpos, in diagonals: the median of the 2,958 people of MPII's standard validation list.
 HEAD_TO_CENTER = 1.39
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """A model to predict with: where it lies, its sha256, and of its config what the plan needs."""
-
-    uri: str
-    model_id: str
-    task: str
-    framing: str
-    size: tuple[int, int]
-
-    def load(self) -> PoseModel:
-        model, found = load_model(self.uri)
-        if found != self.model_id:
-            raise RuntimeError(f"{self.uri} changed while it was scored with: model {self.model_id} became {found}")
-        return model
-
-
-def join_ids(checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
-    """Per task the model that predicts it: the id of its checkpoint, of an ensemble all ids joined by a comma."""
-    return {
-        task: ",".join(each.model_id for each in checkpoints if each.task == task) for task in dict.fromkeys(c.task for c in checkpoints)
-    }
-
-
-class _Models:
-    """Models on one device, and the pixels that each of them takes out of a ShardReader's."""
-
-    def __init__(
-        self,
-        checkpoints: Sequence[Checkpoint],
-        sizes: Sequence[tuple[int, int]],
-        batch_size: int,
-        num_threads: int,
-        use_gpu: bool,
-        flip_test: bool,
-        test_scales: Sequence[float],
-        precision: Precision,
-    ) -> None:
-        torch.set_num_threads(num_threads)
-        # The same shard gives the same bytes, whoever computes it.
-        torch.backends.cudnn.deterministic = True
-        self._device = torch.device("cuda" if use_gpu else "cpu")
-        self._sizes, self._batch_size, self._flip_test, self._test_scales = sizes, batch_size, flip_test, test_scales
-        self._own_sizes = [checkpoint.size for checkpoint in checkpoints]
-        self.models = [checkpoint.load().to(self._device) for checkpoint in checkpoints]
-        if precision == "bfloat16":
-            for model in self.models:
-                # The network alone: what is decoded from its output stays float32.
-                model.forward = torch.autocast(self._device.type, torch.bfloat16)(model.forward)  # type: ignore[method-assign]
-
-    def predict(
-        self, pixels: bytes, crop_to_image: NDArray[np.float64]
-    ) -> list[tuple[Task, NDArray[np.float64], NDArray[np.float64] | None]]:
-        """Per task: itself, points (N, K, 2) in image px and confidences (N, K) or None; averaged where several models predict it.
-
-        Args:
-            pixels: uint8 crops of N pictures, size after size.
-            crop_to_image: (sizes, N, 2, 3).
-        """
-        count = crop_to_image.shape[1]
-        by_size, start = {}, 0
-        for size in self._sizes:
-            width, height = size
-            crops = np.frombuffer(pixels, np.uint8, count * 3 * width * height, start).reshape(count, height, width, 3)
-            by_size[size] = crops
-            start += crops.size
-        estimates: dict[str, list[averaging.Estimate]] = {}
-        for model, size in zip(self.models, self._own_sizes, strict=True):
-            points, confidence = self._run(model, by_size[size])
-            points_image = geometry.transform(crop_to_image[list(self._sizes).index(size)], points.numpy())
-            estimates.setdefault(model.config.task, []).append((torch.from_numpy(points_image), confidence))
-        found = []
-        for name, of_task in estimates.items():
-            points, confidence = averaging.average(of_task, is_box=TASKS[name].is_box)
-            found.append((TASKS[name], points.numpy(), None if confidence is None else confidence.numpy()))
-        return found
-
-    @torch.inference_mode()
-    def _run(self, model: PoseModel, crops: NDArray[np.uint8]) -> averaging.Estimate:
-        points, confidences = [torch.empty((0, TASKS[model.config.task].num_points, 2), dtype=torch.float64)], []
-        for start in range(0, len(crops), self._batch_size):
-            batch = torch.tensor(crops[start : start + self._batch_size]).permute(0, 3, 1, 2).to(self._device)
-            decoded, confidence = averaging.predict(model, batch, flip_test=self._flip_test, scales=self._test_scales)
-            points.append(decoded.double().cpu())
-            if confidence is not None:
-                confidences.append(confidence.double().cpu())
-        return torch.cat(points), torch.cat(confidences) if confidences else None
 
 
 class FirstStage:
@@ -132,7 +41,9 @@ class FirstStage:
         flip_test: bool = False,
         precision: Precision = "float32",
     ) -> None:
-        self._models = _Models([checkpoint], [checkpoint.size], batch_size, num_threads, use_gpu, flip_test, (1.0,), precision)
+        from posepipe.ensemble import Ensemble
+
+        self._models = Ensemble([checkpoint], [checkpoint.size], batch_size, num_threads, use_gpu, flip_test, (1.0,), precision)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         if row["done"]:
@@ -189,7 +100,9 @@ class Predictor:
         test_scales: Sequence[float] = (1.0,),
         precision: Precision = "float32",
     ) -> None:
-        self._models = _Models(checkpoints, sizes, batch_size, num_threads, use_gpu, flip_test, test_scales, precision)
+        from posepipe.ensemble import Ensemble
+
+        self._models = Ensemble(checkpoints, sizes, batch_size, num_threads, use_gpu, flip_test, test_scales, precision)
         model_ids = join_ids(checkpoints)
         self._run_uri, self._done_uri = run_uri, done_uri
         self._constants = {

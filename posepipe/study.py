@@ -15,7 +15,7 @@ from typing import Any
 
 from posepipe import cli, failures, preparing, report, results, scoring, sources, storage, study_table, training, watching
 from posepipe.config import PrepareConfig, ReportConfig, ScoreConfig, StudyConfig, TrainConfig
-from posepipe.models import MODEL_FILE
+from posepipe.model_file import MODEL_FILE
 from posepipe.results import Result
 from posepipe.runs import HISTORY_FILE, num_train
 from posepipe.study_rows import ROWS, SCORED, changes_of, say, settings_of, split_settings

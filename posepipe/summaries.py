@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from posepipe import storage
 from posepipe.config import ScoreConfig
 from posepipe.geometry import transform
-from posepipe.models import ModelConfig, read_model_config
-from posepipe.predicting import NUM_EXAMPLES, Checkpoint, join_ids
+from posepipe.model_file import Checkpoint, ModelConfig, join_ids, read_model_config
+from posepipe.predicting import NUM_EXAMPLES
 from posepipe.predictions import SUMMARY_FILE, list_averaged
 from posepipe.skeleton import NUM_JOINTS
 from posepipe.tasks import TASKS, Labels, PoseScore, Score

@@ -25,7 +25,8 @@ from posepipe.checkpoints import Checkpoints, Progress
 from posepipe.config import TrainConfig
 from posepipe.geometry import transform
 from posepipe.global_batch import GlobalBatch, share
-from posepipe.models import MODEL_FILE, PoseModel, load_model
+from posepipe.model_file import MODEL_FILE
+from posepipe.models import PoseModel, load_model
 from posepipe.optimizers import WeightAverage, build_optimizer, build_schedule
 from posepipe.sample_cache import SampleCache
 from posepipe.tasks import TASKS, Score, Task

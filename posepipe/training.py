@@ -24,7 +24,8 @@ import posepipe
 from posepipe import cluster, samples, storage
 from posepipe.checkpoints import NOT_SCORED
 from posepipe.config import TrainConfig
-from posepipe.models import MODEL_FILE, ModelConfig, PoseModel, build_model, save_model
+from posepipe.model_file import MODEL_FILE, ModelConfig
+from posepipe.models import PoseModel, build_model, save_model
 from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, num_train
 from posepipe.snapshots import SNAPSHOTS_FILE
 from posepipe.train_loop import train_loop

@@ -22,7 +22,7 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from posepipe import cluster, failures, searching, storage, sweep_plots, training, training_data, trials
 from posepipe.config import TuneConfig, parse_search
-from posepipe.models import MODEL_FILE
+from posepipe.model_file import MODEL_FILE
 from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
 from posepipe.snapshots import SNAPSHOTS_FILE
 from posepipe.trials import Trial

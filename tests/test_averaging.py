@@ -9,7 +9,8 @@ import torch
 from posepipe.averaging import average, predict, scale_crops
 from posepipe.geometry import points_to_box
 from posepipe.heads import HEADS
-from posepipe.models import ModelConfig, build_model
+from posepipe.model_file import ModelConfig
+from posepipe.models import build_model
 from posepipe.skeleton import JOINT, NUM_JOINTS
 from posepipe.tasks import TASKS
 

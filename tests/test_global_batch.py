@@ -13,7 +13,8 @@ from torch import nn
 
 from posepipe.global_batch import GlobalBatch, share
 from posepipe.heads import HEADS
-from posepipe.models import ModelConfig, build_model
+from posepipe.model_file import ModelConfig
+from posepipe.models import build_model
 
 ROWS = (5, 2)  # of three workers the last has one row and the others two; then the last has none
 

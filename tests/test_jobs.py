@@ -189,7 +189,8 @@ def image_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def write_checkpoint(folder: Path, *, framing: str, size: int) -> str:
-    from posepipe.models import MODEL_FILE, ModelConfig, build_model, save_model
+    from posepipe.model_file import MODEL_FILE, ModelConfig
+    from posepipe.models import build_model, save_model
 
     config = ModelConfig(
         task="pose",

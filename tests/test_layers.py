@@ -54,7 +54,8 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "map_heads": ({"head_parts"}, True, False),
     "heads": ({"head_parts", "coordinate_heads", "map_heads"}, True, False),
     "backbones": (set(), True, False),
-    "models": ({"storage", "tasks", "backbones", "head_parts", "heads"}, True, False),
+    "model_file": ({"storage"}, False, False),
+    "models": ({"storage", "tasks", "backbones", "head_parts", "heads", "model_file"}, True, False),
     "weights": ({"storage", "backbones", "models"}, True, False),
     "optimizers": ({"config", "models"}, True, False),
     "augmentation": ({"skeleton", "tasks"}, True, False),
@@ -79,28 +80,32 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "preparing": (MATHS | {"mpii", "config", "samples", "cluster", "cutting", "progress"}, False, True),
     "global_batch": (set(), True, False),
     "sample_cache": ({"images", "samples"}, True, False),
-    "checkpoints": ({"models", "optimizers", "runs", "snapshots", "storage"}, True, True),
+    "checkpoints": ({"model_file", "models", "optimizers", "runs", "snapshots", "storage"}, True, True),
     "train_steps": (NETWORKS | {"checkpoints", "config", "global_batch", "head_parts", "optimizers", "sample_cache"}, True, False),
     "watching": ({"storage"}, False, False),
     "train_loop": (
-        MATHS | NETWORKS | {"checkpoints", "config", "global_batch", "optimizers", "sample_cache", "snapshots", "train_steps", "watching"},
+        MATHS
+        | NETWORKS
+        | {"checkpoints", "config", "global_batch", "model_file", "optimizers"}
+        | {"sample_cache", "snapshots", "train_steps", "watching"},
         True,
         True,
     ),
     "training_data": (MATHS | {"cluster", "config", "samples", "tasks"}, False, True),
     "training": (
-        {"checkpoints", "cluster", "config", "models", "runs", "samples", "snapshots", "storage", "tasks"}
+        {"checkpoints", "cluster", "config", "model_file", "models", "runs", "samples", "snapshots", "storage", "tasks"}
         | {"train_loop", "train_steps", "training_data", "watching", "weights"},
         True,
         True,
     ),
     "reading": (MATHS | {"decoding", "fetching", "inputs", "journal", "samples"}, False, True),
-    "predicting": (MATHS | NETWORKS | {"averaging", "config", "journal", "predictions"}, True, True),
-    "planning": (NUMBERS | {"cluster", "config", "inputs", "journal", "models", "predicting", "samples"}, True, True),
-    "summaries": (NUMBERS | {"config", "models", "predicting", "predictions", "tasks"}, True, True),
+    "ensemble": ({"averaging", "config", "geometry", "model_file", "models", "tasks"}, True, False),
+    "predicting": (MATHS | {"config", "ensemble", "journal", "model_file", "predictions", "tasks"}, False, False),
+    "planning": (NUMBERS | {"cluster", "config", "inputs", "journal", "model_file", "samples"}, False, True),
+    "summaries": (NUMBERS | {"config", "model_file", "predicting", "predictions", "tasks"}, False, False),
     "scoring": (
         {"cluster", "config", "gallery", "journal", "planning", "predicting", "progress", "reading", "retrying", "storage", "summaries"},
-        True,
+        False,
         True,
     ),
     "trials": ({"runs", "storage"}, False, True),
@@ -117,7 +122,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
             "cluster",
             "failures",
             "storage",
-            "models",
+            "model_file",
             "runs",
             "snapshots",
         },
@@ -128,7 +133,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "study_rows": ({"config", "presets"}, False, False),
     "study_table": ({"predictions", "results", "scores", "sources", "storage"}, False, False),
     "study": (
-        {"cli", "config", "failures", "models", "preparing", "report", "results", "runs", "scoring", "sources", "storage"}
+        {"cli", "config", "failures", "model_file", "preparing", "report", "results", "runs", "scoring", "sources", "storage"}
         | {"study_rows", "study_table", "training", "watching"},
         False,
         True,
@@ -222,12 +227,12 @@ def test_importing_the_jobs_loads_neither_torch_nor_ray():
     assert not ({"ray", "scipy", "pandas"} | TORCH) & set(loaded)
 
 
-def test_the_driver_of_a_scoring_run_does_without_timm_and_torchvision():
-    """They take longer to import than torch, and the networks are built in actors."""
+def test_the_driver_of_a_scoring_run_does_without_torch():
+    """It takes longer to import than all else, and half a GiB; the networks are built in actors."""
     code = "import sys, posepipe.scoring; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert "torch" in loaded
-    assert not {"timm", "torchvision"} & set(loaded)
+    assert "posepipe.predicting" in loaded
+    assert not TORCH & set(loaded)
 
 
 def test_reading_annotations_and_scoring_numbers_loads_neither_torch_nor_ray():

@@ -8,7 +8,8 @@ from PIL import Image
 
 from benchmarks.numerics import WAYS, Differences, area, compare_pixels, compare_scores, triangle, val_people
 from posepipe import geometry, images, storage
-from posepipe.models import MODEL_FILE, ModelConfig, build_model, save_model
+from posepipe.model_file import MODEL_FILE, ModelConfig
+from posepipe.models import build_model, save_model
 from posepipe.skeleton import NUM_JOINTS
 
 

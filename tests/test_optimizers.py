@@ -10,7 +10,8 @@ from test_global_batch import run_apart
 from torch import nn
 
 from posepipe.config import TrainConfig
-from posepipe.models import ModelConfig, build_model
+from posepipe.model_file import ModelConfig
+from posepipe.models import build_model
 from posepipe.optimizers import WeightAverage, build_optimizer, build_schedule, learning_rate_factor
 
 CONFIG = TrainConfig(samples_uri="samples", runs_uri="runs", name="run", learning_rate=0.1)

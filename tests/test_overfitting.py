@@ -9,7 +9,8 @@ from posepipe import images, mpii, samples
 from posepipe.geometry import transform
 from posepipe.head_parts import is_inside
 from posepipe.heads import HEADS
-from posepipe.models import ModelConfig, build_model
+from posepipe.model_file import ModelConfig
+from posepipe.models import build_model
 from posepipe.tasks import TASKS
 from posepipe.train_steps import find_valid
 

@@ -6,6 +6,7 @@ from test_scoring import write_checkpoint
 
 from posepipe import cluster, inputs, journal, planning, samples, storage
 from posepipe.config import ScoreConfig
+from posepipe.model_file import Checkpoint
 from posepipe.planning import Plan, dry_run, load_checkpoints, plan_run, require_cluster, store_plan
 
 
@@ -401,7 +402,7 @@ def test_a_dry_run_of_a_manifest_knows_no_size(checkpoints, tmp_path, nodes):
 
 
 def test_a_plans_sizes_are_each_once():
-    model = planning.Checkpoint("a", "1", "pose", "person", (64, 64))
-    other = planning.Checkpoint("b", "2", "head", "person", (64, 64))
+    model = Checkpoint("a", "1", "pose", "person", (64, 64))
+    other = Checkpoint("b", "2", "head", "person", (64, 64))
     assert Plan({}, [model, other], None, [{}], [3, 4]).sizes == ((64, 64),)
     assert Plan({}, [model], None, [{}, {}], [3, 4]).num_inputs == 7

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from test_scoring import write_checkpoint
 
-from posepipe import journal, storage
+from posepipe import ensemble, journal, storage
 from posepipe.geometry import frame_image, frame_person
-from posepipe.models import read_model_config
-from posepipe.predicting import Checkpoint, FirstStage, Predictor, find_person
+from posepipe.model_file import Checkpoint
+from posepipe.predicting import FirstStage, Predictor, find_person
 from posepipe.predictions import PREDICTION
 from posepipe.skeleton import HEAD_TOP, JOINT, NUM_JOINTS, UPPER_NECK
 
@@ -28,6 +27,7 @@ class Stub:
 
     def __init__(self, task, size, points, confidence=None):
         self.config, self.points, self.confidence, self.batches = StubConfig(task, size), points, confidence, []
+        self.backbone = torch.nn.Identity()
 
     def to(self, device):
         return self
@@ -49,7 +49,7 @@ def load(monkeypatch):
         tasks = [stub.config.task for stub in stubs]
         names = [f"{task}{tasks[:place].count(task) or ''}" for place, task in enumerate(tasks)]
         by_id = {f"id-{name}": stub for name, stub in zip(names, stubs, strict=True)}
-        monkeypatch.setattr(Checkpoint, "load", lambda self: by_id[self.model_id])
+        monkeypatch.setattr(ensemble, "load_model", lambda uri: (by_id[f"id-{uri[7:]}"], f"id-{uri[7:]}"))
         return [
             Checkpoint(f"s3://b/{name}", f"id-{name}", stub.config.task, "person", stub.config.size)
             for name, stub in zip(names, stubs, strict=True)
@@ -295,29 +295,6 @@ def test_flip_test_and_scales_reach_the_models(load, tmp_path):
     assert row["head_box"] == [2, 1.625, 5, 3.875]
 
 
-def test_mixed_precision_is_of_the_network_alone(tmp_path):
-    uri = write_checkpoint(tmp_path / "run", model="test_resnet", regression_head="heatmap", feature_stride=16, size=(64, 64))
-    checkpoint = Checkpoint(uri, read_model_config(uri)[1], "pose", "person", (64, 64))
-    rows = [known(str(index)) for index in range(3)]
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-    row = {**row_of(rows, [(64, 64)], range(3), [PLAIN] * 3), "pixels": pixels.tobytes()}
-    found, seen = [], []
-    for number, precision in enumerate(("float32", "bfloat16")):
-        place = tmp_path / str(number)
-        actor = Predictor([checkpoint], ((64, 64),), str(place), str(place / "done" / "x"), "a", 2, 1, False, precision=precision)
-        [model] = actor._models.models
-        next(module for module in model.backbone.modules() if isinstance(module, torch.nn.Conv2d)).register_forward_hook(
-            lambda *args: seen.append(args[-1].dtype)
-        )
-        decode = model.head.decode
-        model.head.decode = lambda output, decode=decode: (seen.append((output.dtype, torch.is_autocast_enabled("cpu"))), decode(output))[1]
-        found.append(np.array([each["joints"] for each in written(place, actor(row))[1]]))
-    assert set(seen[:4]) == {torch.float32, (torch.float32, False)}
-    assert set(seen[4:]) == {torch.bfloat16, (torch.float32, False)}
-    assert not np.array_equal(*found)
-    assert np.median(np.abs(found[0] - found[1])) < 0.5
-
-
 def test_where_the_head_of_a_network_knows_no_confidence_there_is_none(load, tmp_path):
     _, [row] = written(
         tmp_path, predictor(tmp_path, load(Stub("pose", (8, 8), pose())), [(8, 8)])(row_of([known("a")], [(8, 8)], [0], [PLAIN]))
@@ -455,26 +432,3 @@ def test_examples_are_the_first_few_of_each_status(load, tmp_path):
         "empty": ["0", "2", "4"],
         "missing": ["1", "3", "5"],
     }
-
-
-# Checkpoints
-
-
-def test_a_checkpoint_that_changed_on_the_way_is_not_scored_with(tmp_path):
-    uri = write_checkpoint(tmp_path / "a", model="test_resnet", regression_head="direct", feature_stride=32)
-    with pytest.raises(RuntimeError, match=r"changed while it was scored with: model older became [0-9a-f]{64}"):
-        Checkpoint(uri, "older", "pose", "person", 64).load()
-
-
-def test_a_real_model_predicts_as_its_own_predict_does(tmp_path):
-    from posepipe.models import load_model
-
-    uri = write_checkpoint(tmp_path / "a", model="test_resnet", regression_head="heatmap", feature_stride=16, size=(64, 96))
-    model, model_id = load_model(uri)
-    crops = np.random.default_rng(0).integers(0, 256, (3, 96, 64, 3), dtype=np.uint8)
-    row = row_of([known(name) for name in "abc"], [(64, 96)], [0] * 3, [PLAIN] * 3) | {"pixels": crops.tobytes()}
-    _, rows = written(tmp_path, predictor(tmp_path, [Checkpoint(uri, model_id, "pose", "person", (64, 96))], [(64, 96)], batch_size=3)(row))
-    with torch.inference_mode():
-        points, confidence = model.predict(torch.tensor(crops).permute(0, 3, 1, 2))
-    np.testing.assert_allclose([row["joints"] for row in rows], points.numpy().reshape(3, 32), atol=1e-4)
-    np.testing.assert_allclose([row["joint_confidence"] for row in rows], confidence.numpy(), atol=1e-6)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from posepipe import metrics, models, predictions, samples, scoring, storage, summaries
+from posepipe import metrics, model_file, models, predictions, samples, scoring, storage, summaries
 from posepipe.config import ScoreConfig
 from posepipe.predictions import PREDICTION
 
@@ -29,7 +29,7 @@ def write_checkpoint(folder: Path, **changes: Any) -> str:
     points = 2 if values["task"] == "head" else 16
     values = {"framing": "person", "mean_points": [[0.5, 0.5]] * points, "samples_fingerprint": "", **values}
     folder.mkdir(parents=True, exist_ok=True)
-    models.save_model(models.build_model(models.ModelConfig(**values)), str(folder / models.MODEL_FILE))
+    models.save_model(models.build_model(model_file.ModelConfig(**values)), str(folder / model_file.MODEL_FILE))
     return str(folder)
 
 
@@ -203,7 +203,7 @@ def test_mistakes_are_named(person_samples: str, pose_checkpoint: str, image_che
 
     (tmp_path / "bucket").mkdir()
     (tmp_path / "junk").mkdir()
-    (tmp_path / "junk" / models.MODEL_FILE).write_bytes(b"0" * 100)
+    (tmp_path / "junk" / model_file.MODEL_FILE).write_bytes(b"0" * 100)
     with pytest.raises(ValueError, match="no checkpoint at"):
         attempt(checkpoint_uri=(str(tmp_path / "nowhere"),), samples_uri=person_samples)
     with pytest.raises(ValueError, match="is not a posepipe checkpoint"):

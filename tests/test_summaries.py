@@ -7,8 +7,7 @@ from test_scoring import write_checkpoint
 
 from posepipe import storage, summaries
 from posepipe.config import ScoreConfig
-from posepipe.models import read_model_config
-from posepipe.predicting import Checkpoint
+from posepipe.model_file import Checkpoint, read_model_config
 from posepipe.predictions import PREDICTION
 from posepipe.skeleton import JOINT, NUM_JOINTS
 from posepipe.summaries import Session, describe, summarise

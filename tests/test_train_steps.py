@@ -16,7 +16,8 @@ from posepipe import snapshots
 from posepipe.checkpoints import Progress
 from posepipe.config import TrainConfig
 from posepipe.global_batch import GlobalBatch, share
-from posepipe.models import ModelConfig, build_model
+from posepipe.model_file import ModelConfig
+from posepipe.models import build_model
 from posepipe.optimizers import WeightAverage
 from posepipe.tasks import TASKS
 from posepipe.train_steps import NonFiniteError, Steps, find_valid, read_ahead, split_batches
