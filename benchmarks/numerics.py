@@ -7,13 +7,15 @@ ways to a crop: `crop` as scoring sees it, `stored` as training sees it (the sam
 decode with the triangle filter that `crop` uses, which tells what the scaled decode changes from what the filter does. The reference
 averages the area under each pixel; where a crop enlarges the picture there is no area to average, and it interpolates as `crop` does.
 
-With a checkpoint, the people are predicted and scored from the crops of each way, in the framing and size of its model.
+With checkpoints, the people are predicted and scored from the crops of each way, in the framing and size of each model; several models are
+pooled. Beside PCKh@0.5 there is its mean over thresholds from 0.4 to 0.6: what pixels do to joints near the one threshold they do to those
+near its neighbours, and with more of them chance counts less.
 """
 
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,7 @@ from posepipe.skeleton import NUM_JOINTS, PCKH_JOINTS
 
 LEVELS = 256
 THRESHOLD = 0.5
+NEIGHBOURS = np.linspace(0.4, 0.6, 41)
 BATCH = 64
 
 Crop = Callable[[bytes, images.Header, geometry.FloatArray, tuple[int, int]], NDArray[np.uint8]]
@@ -45,8 +48,8 @@ class NumericsConfig:
     """Sides of the crops in px."""
     num_people: int = 0
     """Validation people, the first ones; 0: all."""
-    checkpoint_uri: str = ""
-    """A run of task pose, whose PCKh with the crops of each way is compared; without one only pixels are."""
+    checkpoint_uri: tuple[str, ...] = ()
+    """Runs of task pose, whose pooled PCKh with the crops of each way is compared; without one only pixels are."""
     output_uri: str = ""
     """JSON file of all figures, the machine and the versions."""
 
@@ -151,25 +154,59 @@ def compare_pixels(images_uri: str, people: list[dict[str, Any]], sizes: tuple[i
     ]
 
 
-@torch.inference_mode()
-def compare_scores(images_uri: str, people: list[dict[str, Any]], checkpoint_uri: str) -> list[dict[str, Any]]:
-    """Official PCKh@0.5 of the people with the crops of each way, in percent, its change from the reference's and how far the points move.
+def compare_scores(images_uri: str, people: list[dict[str, Any]], checkpoint_uris: Sequence[str]) -> list[dict[str, Any]]:
+    """Official PCKh of the people with the crops of each way, in percent, its change from the reference's and how far the points move.
+
+    Joints are pooled over the models; the intervals resample people, each with what all models say of them. `pckh` is at `THRESHOLD`,
+    `pckh_near` the mean over `NEIGHBOURS`.
 
     Raises:
-        ValueError: the checkpoint is not one of task pose.
+        ValueError: a checkpoint is not one of task pose.
     """
-    model, model_id = load_model(checkpoint_uri)
-    config = model.config
-    if config.task != "pose":
-        raise ValueError(f"--checkpoint-uri must be a run of task pose, {checkpoint_uri} is of task {config.task}")
     labelled = [person for person in people if person["has_joints"] and person["head_box"] is not None]
     truth = np.array([person["joints"] for person in labelled]).reshape(-1, NUM_JOINTS, 2)
     annotated = np.array([person["is_annotated"] for person in labelled])
     size = metrics.head_size(np.array([person["head_box"] for person in labelled]))
-    points: dict[str, NDArray[np.float64]] = {}
+    of_models = [predict(images_uri, labelled, uri) for uri in checkpoint_uris]
+    # way -> (models, people, joints)
+    errors, moves = {}, {}
+    for way in ("area", *WAYS):
+        errors[way] = np.stack([metrics.joint_errors(points[way], truth, annotated, size)[:, PCKH_JOINTS] for points in of_models])
+        moves[way] = np.stack([metrics.joint_errors(points[way], points["area"], annotated, size) for points in of_models])
+    hits = {way: each <= THRESHOLD for way, each in errors.items()}
+    near = {way: (each[..., None] <= NEIGHBOURS).mean(axis=-1) for way, each in errors.items()}
+    num_joints = np.isfinite(errors["area"]).sum(axis=(0, 2))
+    keys = bootstrap.person_keys(f"{person['image']}#{person['person_index']}" for person in labelled)
+    rows = []
+    for way in errors:
+        changes = np.stack([(each[way].astype(np.float64) - each["area"]).sum(axis=(0, 2)) for each in (hits, near)], axis=1)
+        sums = bootstrap.resample(keys, np.column_stack([changes, num_joints]).astype(np.float64))
+        with np.errstate(invalid="ignore"):  # a resample that drew nobody
+            resampled = 100 * sums[:, :2] / sums[:, 2:]
+        row: dict[str, Any] = {"way": way, "num_models": len(of_models), "num_people": len(labelled), "num_joints": int(num_joints.sum())}
+        for place, (name, each) in enumerate({"pckh": hits, "pckh_near": near}.items()):
+            row[name] = float(100 * each[way].sum() / num_joints.sum())
+            row[f"{name}_change"] = float(100 * changes[:, place].sum() / num_joints.sum())
+            row[f"{name}_change_95"] = bootstrap.interval(resampled[:, place], len(labelled))
+        row["gained"], row["lost"] = (
+            int(np.count_nonzero(one & ~other)) for one, other in ((hits[way], hits["area"]), (hits["area"], hits[way]))
+        )
+        row["median_move_in_head_sizes"] = float(np.nanmedian(moves[way]))
+        rows.append(row)
+    return rows
+
+
+@torch.inference_mode()
+def predict(images_uri: str, people: list[dict[str, Any]], checkpoint_uri: str) -> dict[str, NDArray[np.float64]]:
+    """Way -> points (N, 16, 2) in image px."""
+    model, _ = load_model(checkpoint_uri)
+    config = model.config
+    if config.task != "pose":
+        raise ValueError(f"--checkpoint-uri must be a run of task pose, {checkpoint_uri} is of task {config.task}")
+    points = {}
     for way, cut in {"area": area, **WAYS}.items():
         parts = []
-        for batch in _batches(labelled):
+        for batch in _batches(people):
             crops, affines = [], []
             for person in batch:
                 data = storage.read_bytes(storage.join_uri(images_uri, person["image"]))
@@ -179,32 +216,7 @@ def compare_scores(images_uri: str, people: list[dict[str, Any]], checkpoint_uri
             pixels = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
             parts.append(geometry.transform(np.stack(affines), model.predict(pixels)[0].double().numpy()))
         points[way] = np.concatenate(parts)
-    keys = bootstrap.person_keys(f"{person['image']}#{person['person_index']}" for person in labelled)
-    errors = {way: metrics.joint_errors(predicted, truth, annotated, size)[:, PCKH_JOINTS] for way, predicted in points.items()}
-    hits = {way: each <= THRESHOLD for way, each in errors.items()}
-    num_joints = np.isfinite(errors["area"]).sum(axis=1)
-    rows = []
-    for way, predicted in points.items():
-        gained, lost = (np.count_nonzero(one & ~other) for one, other in ((hits[way], hits["area"]), (hits["area"], hits[way])))
-        change = hits[way].sum(axis=1) - hits["area"].sum(axis=1)
-        sums = bootstrap.resample(keys, np.stack([change, num_joints], axis=1).astype(np.float64))
-        with np.errstate(invalid="ignore"):  # a resample that drew nobody
-            changes = 100 * sums[:, 0] / sums[:, 1]
-        rows.append(
-            {
-                "way": way,
-                "pckh": float(100 * hits[way].sum() / num_joints.sum()),
-                "change": float(100 * change.sum() / num_joints.sum()),
-                "change_95": bootstrap.interval(changes, len(labelled)),
-                "gained": int(gained),
-                "lost": int(lost),
-                "num_people": len(labelled),
-                "num_joints": int(num_joints.sum()),
-                "median_move_in_head_sizes": float(np.nanmedian(metrics.joint_errors(predicted, points["area"], annotated, size))),
-                "model_id": model_id,
-            }
-        )
-    return rows
+    return points
 
 
 def _batches(people: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -225,11 +237,12 @@ def main() -> None:
         )
     scores = compare_scores(images_uri, people, config.checkpoint_uri) if config.checkpoint_uri else []
     for row in scores:
-        low, high = row["change_95"]
+        text = f"{row['way']:9} of {row['num_people']} people and {row['num_models']} models"
+        for name, label in (("pckh", "PCKh@0.5"), ("pckh_near", "PCKh@0.4..0.6")):
+            low, high = row[f"{name}_change_95"]
+            text += f"; {label} {row[name]:.2f}, {row[f'{name}_change']:+.2f} to area ({low:+.2f} .. {high:+.2f})"
         print(
-            f"{row['way']:9} PCKh@0.5 {row['pckh']:.2f} of {row['num_people']} people, "
-            f"{row['change']:+.2f} to area ({low:+.2f} .. {high:+.2f}); "
-            f"of {row['num_joints']} joints {row['gained']} gained, {row['lost']} lost; "
+            f"{text}; of {row['num_joints']} joints {row['gained']} gained, {row['lost']} lost; "
             f"half of the points move by less than {row['median_move_in_head_sizes']:.3f} head sizes"
         )
     if config.output_uri:

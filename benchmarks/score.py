@@ -109,6 +109,8 @@ def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: st
         num_actors = planning.choose_num_actors(run, config.num_images // SHARD_SIZE)
         num_ahead = math.ceil(scoring.bytes_ahead(num_actors, shard_bytes) / shard_bytes)
         started = time.time()
+        if config.num_images < 2 * (num_ahead + 1) * SHARD_SIZE:
+            raise ValueError(f"--num-images must be at least {2 * (num_ahead + 1) * SHARD_SIZE}: reading runs {num_ahead} shards ahead")
         scoring.score(run)
         # The last rows come in order of completion; the first commit is when everything had started.
         [done] = (Path(folder) / "done").iterdir()
@@ -118,8 +120,6 @@ def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: st
         raise RuntimeError(f"posepipe scored {rows.count('ok')} of {config.num_images} pictures")
     starts.append(commits[0] - started)
     last = len(commits) - 1 - num_ahead
-    if last < num_ahead:
-        raise ValueError(f"--num-images must be at least {2 * (num_ahead + 1) * SHARD_SIZE}: reading runs {num_ahead} shards ahead")
     return SHARD_SIZE * last / (commits[last] - commits[0])
 
 

@@ -89,12 +89,23 @@ def test_any_run_of_task_pose_is_scored_from_the_crops_of_each_way(person_sample
         save_model(build_model(config).eval(), str(tmp_path / task / MODEL_FILE))
         return str(tmp_path / task)
 
-    rows = compare_scores(images_uri, people, run("pose", NUM_JOINTS))
+    pose = run("pose", NUM_JOINTS)
+    rows = compare_scores(images_uri, people, [pose])
     assert [row["way"] for row in rows] == ["area", *WAYS]
-    assert (rows[0]["change"], rows[0]["gained"], rows[0]["lost"], rows[0]["median_move_in_head_sizes"]) == (0, 0, 0, 0)
+    same = ("pckh_change", "pckh_near_change", "gained", "lost", "median_move_in_head_sizes")
+    assert {rows[0][name] for name in same} == {0}
     for row in rows:
-        assert row["change"] == pytest.approx(100 * (row["gained"] - row["lost"]) / row["num_joints"])
-        assert row["change"] == pytest.approx(row["pckh"] - rows[0]["pckh"])
-    assert {row["num_people"] for row in rows} == {sum(row["has_joints"] for row in people)}
+        assert row["pckh_change"] == pytest.approx(100 * (row["gained"] - row["lost"]) / row["num_joints"])
+        for name in ("pckh", "pckh_near"):
+            assert row[f"{name}_change"] == pytest.approx(row[name] - rows[0][name])
+    num_people = sum(row["has_joints"] for row in people)
+    assert {(row["num_models"], row["num_people"]) for row in rows} == {(1, num_people)}
+    # The same model twice: twice the joints of as many people, the same shares.
+    twice = compare_scores(images_uri, people, [pose, pose])
+    for row, doubled in zip(rows, twice, strict=True):
+        assert (doubled["num_models"], doubled["num_people"], doubled["num_joints"]) == (2, num_people, 2 * row["num_joints"])
+        for name in ("pckh", "pckh_near", "pckh_change"):
+            assert doubled[name] == pytest.approx(row[name])
+        assert doubled["pckh_change_95"] == pytest.approx(row["pckh_change_95"])
     with pytest.raises(ValueError, match="must be a run of task pose"):
-        compare_scores(images_uri, people, run("head", 2))
+        compare_scores(images_uri, people, [pose, run("head", 2)])
