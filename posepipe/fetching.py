@@ -79,7 +79,9 @@ async def _get_s3(filesystem: Any, path: str, max_bytes: int) -> bytes:
 
 async def _cat(filesystem: Any, path: str, max_bytes: int) -> bytes:
     _check_size((await filesystem._info(path)).get("size"), max_bytes)
-    return await filesystem._cat_file(path)
+    data = await filesystem._cat_file(path)
+    _check_size(len(data), max_bytes)  # not every server announces it
+    return data
 
 
 def _check_size(size: int | None, max_bytes: int) -> None:
@@ -109,7 +111,7 @@ def _cut(uris: Sequence[str], sizes: Sequence[int | None], max_bytes: int) -> li
     total = 0
     for uri, size in zip(uris, sizes, strict=True):
         expected = USUAL_BYTES if size is None else 0 if size > max_bytes else size
-        is_elsewhere = bool(chunks) and _scheme(chunks[-1][0]) != _scheme(uri)
+        is_elsewhere = bool(chunks) and _place(chunks[-1][0]) != _place(uri)
         if not chunks or is_elsewhere or len(chunks[-1]) == AT_ONCE or total + expected > BYTES_AT_ONCE:
             chunks.append([])
             total = 0
@@ -118,5 +120,6 @@ def _cut(uris: Sequence[str], sizes: Sequence[int | None], max_bytes: int) -> li
     return chunks
 
 
-def _scheme(uri: str) -> str:
-    return uri.partition("://")[0] if "://" in uri else ""
+def _place(uri: str) -> str:
+    """Scheme and host or bucket: what lies in one place has one filesystem."""
+    return uri[: uri.find("/", uri.find("://") + 3)] if "://" in uri else ""

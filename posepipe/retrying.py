@@ -10,7 +10,7 @@ import errno
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -39,7 +39,7 @@ _PASSING_CODES = {
 _CREDENTIAL_CODES = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestTimeTooSkewed", "InvalidToken", "AuthorizationHeaderMalformed"}
 _LASTING_ERRNOS = {
     errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EPERM, errno.ENOSYS, errno.EEXIST, errno.EROFS,
-    errno.ENOSPC, errno.EMFILE, errno.EFBIG,
+    errno.ENOSPC, errno.EFBIG,
 }  # fmt: skip
 
 
@@ -81,14 +81,22 @@ def is_passing(error: Exception) -> bool:
     if code:
         return code in _PASSING_CODES or status == 429 or status >= 500
     if status:
-        return status == 429 or status >= 500
-    if isinstance(error, _ANSWERS):
+        return status in (408, 429) or status >= 500
+    if isinstance(error, FileNotFoundError) and _is_of(error.__cause__, "aiohttp", "asyncio", "builtins"):
+        # fsspec says of whatever happens on the way to an HTTP server that there is no such file.
+        return is_passing(error.__cause__)
+    if isinstance(error, _ANSWERS) or _is_denied(error):
         return False
     if isinstance(error, _PASSING):
         return True
     if isinstance(error, OSError):
         return error.errno not in _LASTING_ERRNOS
-    return type(error).__module__.startswith("aiohttp")  # its errors of a connection, some of which are no OSError
+    # Errors of a connection or of a token, some of which are no OSError; a URL that is none is a ValueError.
+    return _is_of(error, "aiohttp", "gcsfs", "google") and not isinstance(error, ValueError)
+
+
+def _is_of(error: BaseException | None, *packages: str) -> TypeGuard[Exception]:
+    return isinstance(error, Exception) and type(error).__module__.partition(".")[0] in packages
 
 
 def _http_status(error: Exception) -> int:
@@ -96,7 +104,9 @@ def _http_status(error: Exception) -> int:
     for found in (error, error.__cause__):
         if isinstance(found, ClientError):
             return int(found.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        if isinstance(status := getattr(found, "status", None), int):  # aiohttp's ClientResponseError
+        # aiohttp's ClientResponseError, gcsfs's HttpError
+        status = getattr(found, "code" if _is_of(found, "gcsfs") else "status", None)
+        if isinstance(status, int):
             return status
     return 0
 
@@ -135,21 +145,26 @@ class _Attempts:
 
 
 def _is_denied(error: Exception) -> bool:
-    return isinstance(error, PermissionError) or error_code(error) in ("AccessDenied", "403")
+    if isinstance(error, PermissionError) or error_code(error) in ("AccessDenied", "403"):
+        return True
+    # gcsfs has no other word for it.
+    is_forbidden = isinstance(error, OSError) and error.errno is None and str(error).startswith("Forbidden")
+    return is_forbidden or (not error_code(error) and _http_status(error) in (401, 403))
 
 
 def _as_os_error(error: Exception) -> Exception:
-    """A botocore error as the OSError that says the same; others as they are."""
+    """An error of botocore, aiohttp or gcsfs as the OSError that says the same; others as they are."""
     if isinstance(error, ParamValidationError):
         return OSError(errno.EINVAL, " ".join(str(error).split()))
-    if not isinstance(error, ClientError):
+    code, status = error_code(error), _http_status(error)
+    if not (isinstance(error, ClientError) or (status and not code) or (_is_denied(error) and not isinstance(error, PermissionError))):
         return error
-    code = error_code(error)
-    if code in ("NoSuchBucket", "NoSuchKey", "404"):
-        return FileNotFoundError(errno.ENOENT, str(error))
+    text = f"HTTP status {status}: {error}" if status and not code else str(error)
+    if code in ("NoSuchBucket", "NoSuchKey", "404") or (not code and status in (404, 410)):
+        return FileNotFoundError(errno.ENOENT, text)
     if _is_denied(error):
-        return PermissionError(errno.EACCES, str(error))
-    return OSError(errno.EINVAL, str(error))
+        return PermissionError(errno.EACCES, text)
+    return OSError(errno.EINVAL, text)
 
 
 def retry(call: Callable[[], T], patience: float | None = None) -> T:

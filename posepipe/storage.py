@@ -42,8 +42,10 @@ def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     try:
         # Not `url_to_fs`, for which :: in a name chains file systems.
         protocol, _ = fsspec.core.split_protocol(uri)
-        filesystem = fsspec.filesystem(protocol or "file", **options)
-    except (ImportError, ValueError) as error:
+        kind = fsspec.get_filesystem_class(protocol or "file")
+        # Of ftp://, sftp:// and their like the host is part of the filesystem.
+        filesystem = kind(**(options or kind._get_kwargs_from_urls(uri)))
+    except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"cannot open {uri!r}: {error}") from error
     return filesystem, filesystem._strip_protocol(uri)
 
@@ -123,6 +125,9 @@ def _write_partial(path: str, data: bytes) -> str:
     partial = f"{path}.{uuid.uuid4().hex}.partial"
     with open(partial, "wb") as file:
         file.write(data)
+        # A name that is there after the power failed has its bytes.
+        file.flush()
+        os.fsync(file.fileno())
     return partial
 
 

@@ -1,7 +1,9 @@
 """fetching.py: every URI one entry, in order; whole bytes or the storage's answer; no further ahead than one chunk."""
 
 import errno
+import http.server
 import os
+import socket
 import threading
 import uuid
 
@@ -254,6 +256,76 @@ def test_a_chunk_closes_where_the_scheme_changes(tmp_path):
     for uri in uris:
         write_bytes(uri, uri.encode())
     assert list(read_ahead(uris, LIMIT)) == [(uri, uri.encode()) for uri in uris]
+
+
+def test_a_chunk_closes_where_the_host_changes():
+    uris = ["ftp://a/1", "ftp://a/2", "ftp://b/1", "s3://b/1", "/tmp/1", "file:///tmp/1"]
+    assert fetching._cut(uris, [None] * 6, LIMIT) == [uris[:2], *([uri] for uri in uris[2:])]
+
+
+@pytest.fixture
+def http_server():
+    """Answers by the name that is asked for; `drop` closes the first two connections without a word."""
+    dropped = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self):
+            self.do_GET()
+
+        def do_GET(self):
+            name = self.path.strip("/")
+            if name == "drop" and len(dropped) < 2:
+                dropped.append(self.command)
+                self.close_connection = True
+                return
+            status = int(name) if name.isdigit() else 200
+            self.send_response(status)
+            if name == "chunked":
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(b"7d0\r\n" + b"x" * 2000 + b"\r\n0\r\n\r\n")
+                return
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(b"good")
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_http_servers_answers_are_told_from_its_faults(http_server, quick):
+    names = ["a", "404", "403", "drop", "400", "chunked", "b"]
+    found = fetch([f"{http_server}/{name}" for name in names], LIMIT, patience=20)
+    kinds = {name: type(each) for name, each in zip(names, found, strict=True)}
+    assert kinds == {
+        "a": bytes,
+        "404": FileNotFoundError,
+        "403": PermissionError,
+        "drop": bytes,
+        "400": OSError,
+        "chunked": OSError,
+        "b": bytes,
+    }
+    assert found[names.index("drop")] == b"good"
+    assert found[names.index("chunked")].errno == errno.EFBIG
+
+
+def test_an_http_server_that_is_gone_is_no_missing_picture(quick):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    with pytest.raises(StorageUnavailableError, match="the storage failed for 0 s"):
+        fetch([f"http://127.0.0.1:{port}/a.jpg"], LIMIT, patience=0)
 
 
 def test_a_fault_that_does_not_pass_ends_the_reading(monkeypatch):

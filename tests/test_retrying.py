@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import itertools
+from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 import pytest
@@ -27,6 +29,28 @@ def translated(kind, code, status=400):
     error = kind(errno.EIO, "said so")
     error.__cause__ = s3_error(code, status)
     return error
+
+
+def http_answer(status):
+    request: Any = SimpleNamespace(real_url="http://server/a.jpg")
+    return aiohttp.ClientResponseError(request, (), status=status, message="said so")
+
+
+def not_found_because_of(cause):
+    """As fsspec's HTTP filesystem raises it, whatever had happened."""
+    error = FileNotFoundError("http://server/a.jpg")
+    error.__cause__ = cause
+    return error
+
+
+class HttpError(Exception):
+    """As gcsfs raises it."""
+
+    __module__ = "gcsfs.retry"
+
+    def __init__(self, code):
+        super().__init__("said so")
+        self.code = code
 
 
 class Clock:
@@ -117,6 +141,16 @@ PASSING = [
     BrokenPipeError(),
     TruncatedBodyError(errno.EIO, "3 of 5 bytes came"),
     OSError(errno.EIO, "the disk coughs"),
+    OSError(errno.EMFILE, "too many open files"),
+    http_answer(503),
+    http_answer(429),
+    http_answer(408),
+    not_found_because_of(aiohttp.ServerDisconnectedError()),
+    not_found_because_of(aiohttp.ClientOSError(errno.ECONNREFUSED, "refused")),
+    not_found_because_of(TimeoutError()),
+    not_found_because_of(http_answer(503)),
+    HttpError(503),
+    HttpError(429),
 ]
 
 LASTING = [
@@ -142,6 +176,14 @@ LASTING = [
     NoCredentialsError(),
     ValueError("a mistake of ours"),
     KeyError("another"),
+    http_answer(404),
+    http_answer(403),
+    not_found_because_of(http_answer(404)),
+    not_found_because_of(http_answer(403)),
+    not_found_because_of(aiohttp.InvalidURL("http://")),
+    not_found_because_of(KeyError("a store in memory")),
+    HttpError(400),
+    OSError("Forbidden: bucket/a.jpg"),
 ]
 
 
@@ -287,6 +329,29 @@ def test_botocores_answers_become_oserrors(clock, wait, code, kind, number):
     with pytest.raises(kind, match="said so") as caught:
         wait(Flaky(s3_error(code)))
     assert caught.value.errno == number
+
+
+@both
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (http_answer(403), PermissionError),
+        (http_answer(410), FileNotFoundError),
+        (http_answer(400), OSError),
+        (not_found_because_of(http_answer(403)), PermissionError),
+        (not_found_because_of(http_answer(401)), PermissionError),
+        (not_found_because_of(http_answer(404)), FileNotFoundError),
+        (not_found_because_of(http_answer(400)), OSError),
+        (HttpError(400), OSError),
+        (OSError("Forbidden: bucket/a.jpg\nsaid so"), PermissionError),
+    ],
+    ids=describe,
+)
+def test_answers_of_http_servers_and_of_gcsfs_become_oserrors(clock, wait, error, kind):
+    with pytest.raises(kind, match=r"said so|server") as caught:
+        wait(Flaky(error))
+    assert type(caught.value) is kind
+    assert caught.value.errno is not None
 
 
 def test_both_forms_pause_alike(clock, monkeypatch):

@@ -6,9 +6,11 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import boto3
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from posepipe import retrying, storage
 from posepipe.storage import (
@@ -181,6 +183,28 @@ def test_reading_what_is_not_there_says_so(folder, read):
 def test_an_unknown_scheme_is_a_value_error(read):
     with pytest.raises(ValueError, match="cannot open 'nosuch://bucket/key'"):
         read("nosuch://bucket/key")
+
+
+class Hosted(MemoryFileSystem):
+    """A store whose host is part of what it is, as FTP's."""
+
+    protocol = "hosted"
+
+    def __init__(self, host, **options):
+        super().__init__(**options)
+        self.host = host
+
+    @staticmethod
+    def _get_kwargs_from_urls(path):
+        host = path.partition("://")[2].partition("/")[0]
+        return {"host": host} if host else {}
+
+
+def test_a_filesystem_is_that_of_the_uris_host():
+    fsspec.register_implementation("hosted", Hosted, clobber=True)
+    assert [open_filesystem(f"hosted://{host}/a.jpg")[0].host for host in ("one", "two")] == ["one", "two"]
+    with pytest.raises(ValueError, match="cannot open 'hosted://'"):
+        open_filesystem("hosted://")
 
 
 def test_an_empty_uri_is_a_value_error():
