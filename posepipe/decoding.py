@@ -5,6 +5,7 @@ what they are. Whatever a picture does to the process, nothing that comes back i
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -35,16 +36,20 @@ Request = tuple[bytes, list["View"], int]
 
 @dataclass(frozen=True)
 class View:
-    """What a model sees of a picture, width x height px: all of it, or one person: `center` (image px as stored) and MPII's `scale`."""
+    """What a model sees of a picture, width x height px: all of it, or one person: `center` (image px as stored) and MPII's `scale`.
+
+    The square's middle lies `shift` px per unit of scale below the centre, in the upright picture.
+    """
 
     size: tuple[int, int]
     center: tuple[float, float] | None = None
     scale: float | None = None
+    shift: float = geometry.PERSON_SHIFT
 
     def crop_to_image(self, header: images.Header) -> geometry.FloatArray:
         if self.center is None or self.scale is None:
             return geometry.frame_image(header.width, header.height, self.size, header.orientation)
-        return geometry.frame_person(self.center, self.scale, self.size, header.orientation)
+        return geometry.frame_person(self.center, self.scale, self.size, header.orientation, self.shift)
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ class Decoder:
         message = {
             "place": place,
             "num_bytes": len(data),
-            "views": [[view.size, view.center, view.scale] for view in views],
+            "views": [dataclasses.astuple(view) for view in views],
             "max_pixels": max_pixels,
         }
         # A process that is gone is noticed by who waits for its answer, and this is sent again.

@@ -43,7 +43,7 @@ def frame_image(width: int, height: int, size: tuple[int, int], orientation: int
     return _centred(scale, np.array([(width - 1) / 2, (height - 1) / 2]), size)
 
 
-def frame_person(center: ArrayLike, scale: float, size: tuple[int, int], orientation: int = 1) -> FloatArray:
+def frame_person(center: ArrayLike, scale: float, size: tuple[int, int], orientation: int = 1, shift: float = PERSON_SHIFT) -> FloatArray:
     """The `crop_to_image` of the square around one person, by MPII's protocol; a crop that is no square shows more of the picture.
 
     The square is widened to the crop's aspect and never narrowed, as in HRNet and mmpose: all of it is in the crop.
@@ -53,10 +53,11 @@ def frame_person(center: ArrayLike, scale: float, size: tuple[int, int], orienta
         scale: MPII's `scale`, person height / 200 px.
         size: width and height of the crop, px.
         orientation: as in `frame_image`: the crop is upright, `center` and the image frame are as stored.
+        shift: of the square's middle below `center` in the upright picture, in px per unit of scale.
     """
     turn = np.array(_UPRIGHT_TO_STORED[orientation], dtype=np.float64)
     side = PERSON_MARGIN * PERSON_HEIGHT * scale
-    middle = np.asarray(center, dtype=np.float64) + turn @ np.array([0.0, PERSON_SHIFT * scale])
+    middle = np.asarray(center, dtype=np.float64) + turn @ np.array([0.0, shift * scale])
     return _centred(turn * side / min(size), middle, size)
 
 

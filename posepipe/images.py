@@ -51,7 +51,10 @@ class ImageError(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of an image say. width and height are image px as stored; orientation is EXIF's, 1 to 8."""
+    """What the first bytes of an image say. width and height are image px as stored; orientation is EXIF's, 1 to 8.
+
+    Of a TIFF they are those of the upright picture, and orientation is 1: Pillow gives no other.
+    """
 
     width: int
     height: int
@@ -80,8 +83,8 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            # PNG's own getexif decodes the whole picture first.
-            orientation = Image.Image.getexif(image).get(0x0112, 1)
+            # PNG's own getexif decodes the whole picture first. A TIFF is turned by Pillow itself.
+            orientation = 1 if image.format == "TIFF" else Image.Image.getexif(image).get(0x0112, 1)
     except Image.DecompressionBombError as error:
         raise ImageError("too_large", str(error)) from error
     except Image.UnidentifiedImageError as error:

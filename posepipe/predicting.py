@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from posepipe import geometry, journal, metrics
 from posepipe.config import Precision
@@ -50,7 +50,7 @@ class FirstStage:
             return {"shard": row["shard"], "inputs": b"", "done": row["done"]}
         read = pickle.loads(row["rows"])
         [(task, points, _)] = self._models.predict(row["pixels"], read["crop_to_image"])
-        people = iter([find_person(each, task.is_box) for each in points])
+        people = iter([find_person(each, task.is_box, affine[:, 1]) for each, affine in zip(points, read["crop_to_image"][0], strict=True)])
         framed = []
         for item, known in zip(read["inputs"], read["known"], strict=True):
             person = {} if known["status"] != "ok" else next(people)
@@ -60,8 +60,13 @@ class FirstStage:
         return {"shard": row["shard"], "inputs": pickle.dumps(framed), "done": ""}
 
 
-def find_person(points: NDArray[np.float64], is_box: bool) -> dict[str, Any]:
+def find_person(points: NDArray[np.float64], is_box: bool, down: ArrayLike = (0.0, 1.0)) -> dict[str, Any]:
     """MPII's center and scale of the person whose joints (16, 2) or head box corners (2, 2) these are, in image px.
+
+    Args:
+        points: image px as stored.
+        is_box: these are the corners of a head box.
+        down: (2,) what is below in the upright picture, of any length, in image px as stored.
 
     Returns:
         Values of an INPUT row: center_x, center_y, scale and person_from; or status no_person where the head has no size.
@@ -69,7 +74,9 @@ def find_person(points: NDArray[np.float64], is_box: bool) -> dict[str, Any]:
     if is_box:
         low, high = points.min(axis=0), points.max(axis=0)
         diagonal = float(np.hypot(*(high - low)))
-        center = (low + high) / 2 + (0.0, HEAD_TO_CENTER * diagonal)
+        axis = np.asarray(down, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # of a head without an end, which is nobody's
+            center = (low + high) / 2 + HEAD_TO_CENTER * diagonal * axis / np.hypot(*axis)
     else:
         diagonal = float(np.hypot(*(points[HEAD_TOP] - points[UPPER_NECK]))) / BONE_PER_DIAGONAL
         center = (points.min(axis=0) + points.max(axis=0)) / 2

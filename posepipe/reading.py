@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from posepipe import fetching, images, inputs, journal, samples, storage
+from posepipe import fetching, geometry, images, inputs, journal, samples, storage
 from posepipe.decoding import Decoded, View, shared_decoder
 
 # Of SAMPLE; samples of older versions have no activity.
@@ -96,15 +96,22 @@ class ShardReader:
                     error = images.storage_error(data)
                     found.append(Decoded(error.status, error.detail))
                     continue
-                center = None if self.framing == "image" else (item["center_x"], item["center_y"])
-                scale = None if self.framing == "image" else item["scale"]
                 requests.append(len(found))
                 found.append(None)
-                yield data, [View(size, center, scale) for size in self.sizes], self.max_pixels
+                yield data, [self._view(size, item) for size in self.sizes], self.max_pixels
 
         for number, decoded in enumerate(decoder.decode_all(readable())):
             found[requests[number]] = decoded
         return [each for each in found if each is not None]
+
+    def _view(self, size: tuple[int, int], item: dict[str, Any]) -> View:
+        if self.framing == "image":
+            return View(size)
+        center, scale = (item["center_x"], item["center_y"]), item["scale"]
+        if item["person_from"] != "box":
+            return View(size, center, scale)
+        # The list of inputs has a centre for it as MPII would, but which way is down is not known before the picture is.
+        return View(size, (center[0], center[1] + geometry.PERSON_SHIFT * scale), scale, shift=0.0)
 
     def _read_samples(self, spec: dict[str, Any]) -> tuple[dict[str, Any], list[list[NDArray[np.uint8]]]]:
         if "failed" in spec:

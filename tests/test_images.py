@@ -208,6 +208,21 @@ def test_an_exif_rotated_picture_is_upright_in_the_crop_and_maps_back_to_stored_
     assert np.abs(pixels.astype(int) - np.asarray(shown)).mean() < 0.5
 
 
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_tiff_is_upright_in_the_crop_and_measured_upright(orientation, compression):
+    """Pillow turns it when it decodes it, and gives the size that it has then."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(disc(300, 60), "TIFF", exif=exif, compression=compression)
+    shown = Image.open(io.BytesIO(encode(disc(300, 60), "PNG", exif=exif)))
+    shown = ImageOps.exif_transpose(shown)
+    header = read_header(data)
+    assert (header.width, header.height, header.orientation) == (*shown.size, 1)
+    pixels = crop_whole(data, (60, 140))
+    assert np.abs(pixels.astype(int) - np.asarray(shown.resize((60, 140), Image.Resampling.BILINEAR))).mean() < 0.5
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_orientation_that_exif_does_not_know_means_none(orientation):
     exif = Image.Exif()

@@ -104,7 +104,8 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "planning": (NUMBERS | {"cluster", "config", "inputs", "journal", "model_file", "samples"}, False, True),
     "summaries": (NUMBERS | {"config", "model_file", "predicting", "predictions", "tasks"}, False, False),
     "scoring": (
-        {"cluster", "config", "gallery", "journal", "planning", "predicting", "progress", "reading", "retrying", "storage", "summaries"},
+        {"cluster", "config", "gallery", "journal", "planning", "predicting", "predictions", "progress"}
+        | {"reading", "retrying", "storage", "summaries"},
         False,
         True,
     ),

@@ -114,6 +114,12 @@ def test_a_head_box_of_3_4_5_frames_a_person_by_hand():
     assert swapped == found
 
 
+@pytest.mark.parametrize(("down", "center"), [((0, 2), (115, 139.5)), ((0, -3), (115, 0.5)), ((1, 0), (184.5, 70)), ((-5, 0), (45.5, 70))])
+def test_the_body_lies_below_the_head_whatever_way_up_the_picture_is_stored(down, center):
+    found = find_person(np.array([[100.0, 50], [130, 90]]), True, down)
+    assert (found["center_x"], found["center_y"]) == pytest.approx(center)
+
+
 def test_a_pose_of_3_4_5_frames_a_person_by_hand():
     # The head's bone is 50 px, 0.8 of a diagonal of 62.5: scale 1.5. The joints span 0..200 x 10..410.
     points = np.tile([100.0, 200.0], (NUM_JOINTS, 1))
@@ -180,6 +186,15 @@ def test_the_first_stage_frames_who_is_not_framed_yet(load):
     assert d == {**a, "sample_id": "d", "uri": "s3://b/d", "center_x": 140.0}
     assert c == item("c", **given, **read)
     assert b == item("b", status="empty", detail="b is bad", width=None, height=None)
+
+
+def test_the_first_stage_frames_who_stands_in_a_turned_picture(load):
+    # Stored a quarter turn to the left: crop px (x, y) lie at (10 y, 100 - 10 x), and down is to the right.
+    stage = first_stage(load, Stub("head", (8, 8), HEAD))
+    found = stage(row_of([known("a")], [(8, 8)], [0], [[[0.0, 10, 0], [-10, 0, 100]]], inputs=[item("a")]))
+    [row] = pickle.loads(found["inputs"])
+    # The head is (10, 40) to (40, 80): 30 x 40 px.
+    assert (row["center_x"], row["center_y"], row["scale"]) == (pytest.approx(25 + 69.5), pytest.approx(60), pytest.approx(1.2))
 
 
 def test_the_first_stage_sees_the_mirrored_picture_too_where_a_flip_test_is_asked_for(load):

@@ -171,6 +171,23 @@ def test_a_uri_that_nobody_can_open_is_a_row(shard):
 # People
 
 
+@pytest.mark.parametrize(
+    ("orientation", "turn"), [(3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270)]
+)
+def test_a_box_of_a_turned_picture_is_framed_as_that_of_the_upright_one(shard, orientation, turn):
+    box = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    box[30:70, 50:80] = 255  # x 50 to 79, y 30 to 69
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(box).transpose(turn)
+    light = np.argwhere(np.asarray(stored)[..., 0])
+    (y1, x1), (y2, x2) = light.min(axis=0), light.max(axis=0)
+    table = f"uri,x1,y1,x2,y2\na.png,50,30,79,69\nb.png,{x1},{y1},{x2},{y2}\n"
+    _, _, crops = shard({"a.png": encode(Image.fromarray(box)), "b.png": encode(stored, exif=exif)}, table, framing="person")
+    for upright, turned in crops.values():
+        np.testing.assert_allclose(turned.astype(int), upright, atol=1)
+
+
 def test_people_are_framed_by_their_centre_and_scale_or_box(shard):
     table = "uri,center_x,center_y,scale,x1,y1,x2,y2\na.png,70,50,0.2,,,,\na.png,,,,60,40,100,60\na.png,,,,,,,\n"
     rows, read, crops = shard({"a.png": GOOD}, table, framing="person")
