@@ -73,7 +73,10 @@ def _list_prefix(images_uri: str, without: str) -> pa.Table:
     parts = []
     for chunk in _chunks(storage.list_sizes(images_uri)):
         uris, sizes = zip(*chunk, strict=True)
-        parts.append(pa.table({"uri": pa.array(uris, pa.string()), "size": pa.array(sizes, pa.int64())}))
+        try:
+            parts.append(pa.table({"uri": pa.array(uris, pa.string()), "size": pa.array(sizes, pa.int64())}))
+        except UnicodeEncodeError as error:
+            raise ValueError(f"a file name that is not UTF-8 cannot be an input: {os.fsencode(error.object)!r}; rename it") from error
     if not parts:
         return pa.table({"uri": pa.array([], pa.string())})
     table = pa.concat_tables(parts)
@@ -119,10 +122,9 @@ def _read_manifest(manifest_uri: str) -> pa.Table:
         raise ValueError(f"the manifest {manifest_uri} has values of the wrong kind: {error}") from error
     if table["uri"].null_count or pc.any(pc.equal(table["uri"], "")).as_py():
         raise ValueError(f"the manifest {manifest_uri} has rows without a URI")
-    for scheme in pc.unique(
-        pc.list_element(pc.split_pattern(table["uri"], "://", max_splits=1), 0).filter(pc.match_substring(table["uri"], "://"))
-    ):
-        storage.open_filesystem(f"{scheme}://")
+    remote = table["uri"].filter(pc.match_substring(table["uri"], "://"))
+    for scheme in pc.unique(pc.list_element(pc.split_pattern(remote, "://", max_splits=1), 0)).to_pylist():
+        storage.open_filesystem(remote[pc.index(pc.starts_with(remote, f"{scheme}://"), True).as_py()].as_py())
     table = table.set_column(table.column_names.index("uri"), "uri", _absolute(table["uri"], posixpath.dirname(manifest_uri)))
     # Rows of one picture keep their order: their place tells them apart.
     order = table.append_column("row", pa.array(np.arange(table.num_rows))).sort_by([("uri", "ascending"), ("row", "ascending")])

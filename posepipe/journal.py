@@ -54,7 +54,8 @@ class Writer:
 
     def __init__(self, run_uri: str, takeover_after: float, say: Callable[[str], None] = print) -> None:
         self._folder, self._timeout, self._say = storage.join_uri(run_uri, "writers"), takeover_after, say
-        self._state = {"who": f"{socket.gethostname()} process {os.getpid()}", "id": uuid.uuid4().hex, "beat": 0, "released": False}
+        who = f"{socket.gethostname()} process {os.getpid()}"
+        self._state = {"who": who, "id": uuid.uuid4().hex, "beat": 0, "released": False, "timeout": takeover_after}
         self._number = 0
         self._lost = threading.Event()
         self._end = threading.Event()
@@ -92,8 +93,10 @@ class Writer:
         state = json.loads(first)
         if state["released"]:
             return
-        self._say(f"{state['who']} was writing here; waiting {self._timeout:g} s for a sign of life")
-        deadline = time.monotonic() + self._timeout
+        # How often it shows that it lives follows from its own timeout.
+        timeout = max(self._timeout, state.get("timeout", 0))
+        self._say(f"{state['who']} was writing here; waiting {timeout:g} s for a sign of life")
+        deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             time.sleep(min(1.0, self._timeout / _BEATS_PER_TIMEOUT))
             now = storage.read_bytes(self._uri(number))
@@ -201,9 +204,15 @@ def finish(run_uri: str, manifest: dict[str, Any]) -> None:
     storage.write_bytes(storage.join_uri(run_uri, storage.SUCCESS), b"")
 
 
-def clear(run_uri: str) -> None:
-    """Takes a run's files away, those first that make a reader believe in the others."""
-    for name in (storage.SUCCESS, storage.MANIFEST, RUN_FILE):
+def require_own(run_uri: str, run: dict[str, Any] | None) -> None:
+    """ValueError where the folder is complete, but as something else: samples, a training run."""
+    if run is None and any(storage.exists(storage.join_uri(run_uri, name)) for name in (storage.SUCCESS, storage.MANIFEST)):
+        raise ValueError(f"{run_uri} holds something else that is complete; choose another --predictions-uri")
+
+
+def clear(run_uri: str, *others: str) -> None:
+    """Takes a run's files away, those first that make a reader believe in the others, and at last `others`, names below it."""
+    for name in (storage.SUCCESS, storage.MANIFEST, RUN_FILE, *others):
         storage.delete([storage.join_uri(run_uri, name)])
     for folder in ("done", "parts", "inputs"):
         storage.delete(storage.list_files(storage.join_uri(run_uri, folder)))

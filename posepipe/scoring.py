@@ -18,6 +18,7 @@ from ray.data import ActorPoolStrategy, ExecutionResources
 from posepipe import cluster, gallery, journal, planning, storage, summaries
 from posepipe.config import ScoreConfig
 from posepipe.predicting import FirstStage, Predictor
+from posepipe.predictions import SUMMARY_FILE
 from posepipe.progress import Progress
 from posepipe.reading import ShardReader
 from posepipe.retrying import StorageUnavailableError
@@ -44,18 +45,19 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """
     models, first_stage = planning.load_checkpoints(config)
     run_uri = storage.resolve_uri(config.predictions_uri)
+    run = journal.read_run(run_uri)
+    journal.require_own(run_uri, run)
     if not config.overwrite and storage.exists(storage.join_uri(run_uri, storage.SUCCESS)):
         # Complete: whether this is the same run is all there is to find out.
-        run = journal.read_run(run_uri)
-        if run is None:
-            raise ValueError(f"{run_uri} holds something else that is complete; choose another --predictions-uri")
         planning.plan_run(config, models, first_stage, run, run_uri)
         print(f"{run_uri} is complete; its summary is read, nothing is scored", flush=True)
-        return summaries.read(run_uri)
+        summary = summaries.read(run_uri)
+        _draw_overlays(config, run_uri, summary)
+        return summary
     planning.require_cluster(config, first_stage)
     with journal.Writer(run_uri, config.takeover_after) as writer:
         if config.overwrite:
-            journal.clear(run_uri)
+            journal.clear(run_uri, OVERLAYS_FILE, SUMMARY_FILE)
         run = journal.read_run(run_uri)
         plan = planning.plan_run(config, models, first_stage, run, run_uri)
         if run is None:
@@ -72,9 +74,15 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         summary = summaries.summarise(config, plan.models, run_uri, [done[shard] for shard in sorted(done)], session)
         writer.check(is_fresh=True)
         journal.finish(run_uri, manifest)
-    if config.num_overlays and statuses["ok"]:
-        gallery.draw_overlays(run_uri, storage.join_uri(run_uri, OVERLAYS_FILE), config.num_overlays)
+    _draw_overlays(config, run_uri, summary)
     return summary
+
+
+def _draw_overlays(config: ScoreConfig, run_uri: str, summary: dict[str, Any]) -> None:
+    """Once per run: a driver may have died before it drew."""
+    overlays_uri = storage.join_uri(run_uri, OVERLAYS_FILE)
+    if config.num_overlays and summary["rows_predicted"] and not storage.exists(overlays_uri):
+        gallery.draw_overlays(run_uri, overlays_uri, config.num_overlays)
 
 
 def _valid_done(run_uri: str, done_uri: str) -> dict[int, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """inputs.py: a listing or a manifest becomes sorted rows; people and boxes become centres and scales; the list is stored shard by shard."""
 
+import os
 import uuid
 
 import boto3
@@ -92,6 +93,14 @@ def test_a_listing_of_several_chunks_is_whole(tmp_path, monkeypatch):
 
 
 # A part of it
+
+
+def test_a_name_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb"):
+        pass
+    with pytest.raises(ValueError, match=r"not UTF-8 cannot be an input: b'.*/caf\\xe9.jpg'; rename it"):
+        read_inputs(str(tmp_path))
 
 
 def test_a_limit_takes_the_first_ones(tmp_path):

@@ -21,6 +21,7 @@ from posepipe.journal import (
     list_done,
     read_done,
     read_run,
+    require_own,
     require_same,
     write_run,
 )
@@ -130,8 +131,17 @@ def test_a_run_that_is_released_while_somebody_waits_is_taken(run_uri, monkeypat
         assert second._number == 2
 
 
+def test_a_writer_that_beats_slowly_is_given_its_own_time(run_uri):
+    said = []
+    with writer(run_uri, 1.8) as first:  # shows life every 0.3 s
+        with pytest.raises(ValueError, match="is writing"):
+            writer(run_uri, 0.06, said).__enter__()
+        first.check()
+    assert said == [f"{socket.gethostname()} process {os.getpid()} was writing here; waiting 1.8 s for a sign of life"]
+
+
 def test_a_run_without_a_sign_of_life_is_taken_over(run_uri):
-    dead = writer(run_uri).__enter__()
+    dead = writer(run_uri, 0.3).__enter__()
     die(dead)
     with writer(run_uri, 0.3) as second:
         second.check()
@@ -158,7 +168,7 @@ def test_a_writer_notices_that_another_one_took_over(run_uri):
 
 def test_of_successors_that_race_one_wins(tmp_path):
     run_uri, start = str(tmp_path / "run"), threading.Barrier(6)
-    die(writer(run_uri).__enter__())
+    die(writer(run_uri, 1.5).__enter__())
     outcomes, is_over = [], threading.Event()
 
     def succeed():
@@ -215,6 +225,15 @@ def test_what_a_run_is_of_comes_back(run_uri):
     write_run(run_uri, run)
     assert read_run(run_uri) == run
     require_same(run_uri, read_run(run_uri)["identity"], run["identity"])
+
+
+@pytest.mark.parametrize("marker", [storage.SUCCESS, storage.MANIFEST])
+def test_a_folder_that_is_complete_as_something_else_is_refused(run_uri, marker):
+    require_own(run_uri, None)
+    storage.write_bytes(storage.join_uri(run_uri, marker), b"{}")
+    require_own(run_uri, {"identity": {}})
+    with pytest.raises(ValueError, match=r"run holds something else that is complete; choose another --predictions-uri"):
+        require_own(run_uri, None)
 
 
 def test_a_run_of_something_else_is_refused_with_both_values_of_what_differs():

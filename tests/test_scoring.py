@@ -1,5 +1,6 @@
 """Scoring of samples and of image prefixes: every input one row, numbers that agree with the metric."""
 
+import dataclasses
 import io
 from collections import Counter
 from pathlib import Path
@@ -113,9 +114,23 @@ def test_a_complete_run_is_not_scored_again(
 
 def test_scoring_anew_writes_the_same_bytes(scored: tuple[str, dict[str, Any]], person_samples: str, pose_checkpoint: str) -> None:
     before = storage.read_json(storage.join_uri(scored[0], storage.MANIFEST))
+    overlays = Path(scored[0]) / scoring.OVERLAYS_FILE
     config = ScoreConfig(checkpoint_uri=(pose_checkpoint,), samples_uri=person_samples, predictions_uri=scored[0], overwrite=True)
     scoring.score(config)
     assert storage.read_json(storage.join_uri(scored[0], storage.MANIFEST)) == before
+    assert not overlays.exists(), "drawn of the rows before"
+    # Asked for later, or by who goes on after a driver that died before it drew.
+    scoring.score(dataclasses.replace(config, overwrite=False, num_overlays=2))
+    assert Image.open(overlays).width > 200
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_samples_are_not_taken_for_predictions(person_samples: str, pose_checkpoint: str, overwrite: bool) -> None:
+    before = storage.list_files(person_samples)
+    config = ScoreConfig(checkpoint_uri=(pose_checkpoint,), samples_uri=person_samples, predictions_uri=person_samples, overwrite=overwrite)
+    with pytest.raises(ValueError, match="holds something else that is complete"):
+        scoring.score(config)
+    assert storage.list_files(person_samples) == before
 
 
 def test_predictions_of_another_model_are_not_overwritten(scored: tuple[str, dict[str, Any]], person_samples: str, tmp_path: Path) -> None:
