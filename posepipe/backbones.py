@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Backbone:
         network: gives one tensor or a list, the coarsest map last.
         channels: of each of them.
         strides: of each of them.
+        cells: columns and rows of the coarsest map, (0, 0) where there is none.
         mean: that pixels in [0, 1] are scaled with.
         std: the same.
     """
@@ -25,6 +27,7 @@ class Backbone:
     network: nn.Module
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    cells: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
@@ -37,6 +40,16 @@ class SamePad(nn.ZeroPad2d):
         super().__init__((across // 2, across - across // 2, down // 2, down - down // 2))
 
 
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """torch's own averages over channels by 3-D pooling, which on GPUs has no deterministic backward pass."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        count = values.shape[1]
+        squares = F.pad(values.square(), (0, 0, 0, 0, self.size // 2, (self.size - 1) // 2))
+        mean = sum((squares[:, start : start + count] for start in range(1, self.size)), squares[:, :count]) / self.size
+        return values / (self.k + self.alpha * mean).pow(self.beta)
+
+
 def _build_deeppose(size: tuple[int, int], feature_stride: int) -> Backbone:
     """The paper's network up to its second fully connected layer (after Toshev, Szegedy: DeepPose, 2014)."""
     if feature_stride != 32:
@@ -46,8 +59,8 @@ def _build_deeppose(size: tuple[int, int], feature_stride: int) -> Backbone:
         raise ValueError(f"deeppose needs crops of at least 29 px, got {size[0]} x {size[1]}")
     network = nn.Sequential(
         SamePad(size, 11, 4),
-        *(nn.Conv2d(3, 96, 11, stride=4), nn.ReLU(inplace=True), nn.LocalResponseNorm(5), nn.MaxPool2d(2)),
-        *(nn.Conv2d(96, 256, 5, padding=2), nn.ReLU(inplace=True), nn.LocalResponseNorm(5), nn.MaxPool2d(2)),
+        *(nn.Conv2d(3, 96, 11, stride=4), nn.ReLU(inplace=True), LocalResponseNorm(5), nn.MaxPool2d(2)),
+        *(nn.Conv2d(96, 256, 5, padding=2), nn.ReLU(inplace=True), LocalResponseNorm(5), nn.MaxPool2d(2)),
         *(nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(inplace=True)),
         *(nn.Conv2d(384, 384, 3, padding=1), nn.ReLU(inplace=True)),
         *(nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
@@ -55,7 +68,7 @@ def _build_deeppose(size: tuple[int, int], feature_stride: int) -> Backbone:
         *(nn.Linear(256 * num_cells, 4096), nn.ReLU(inplace=True), nn.Dropout(0.6)),
         *(nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(0.6)),
     )
-    return Backbone(network, (4096,), (0,), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return Backbone(network, (4096,), (0,), (0, 0), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 MODELS: dict[str, Callable[[tuple[int, int], int], Backbone]] = {"deeppose": _build_deeppose}
@@ -106,7 +119,8 @@ def build_backbone(name: str, size: tuple[int, int], feature_stride: int, all_ma
             raise ValueError(f"{name} gives features of shape {tuple(maps.shape)}, expected (1, channels, rows, columns)")
         strides.append(2 ** round(math.log2(across)))
     data = timm.data.resolve_data_config({}, model=network)
-    return Backbone(network, tuple(maps.shape[1] for maps in features), tuple(strides), data["mean"], data["std"])
+    rows, columns = features[-1].shape[2:]
+    return Backbone(network, tuple(maps.shape[1] for maps in features), tuple(strides), (columns, rows), data["mean"], data["std"])
 
 
 def _is_frozen(module: nn.Module) -> bool:

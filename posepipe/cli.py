@@ -33,9 +33,11 @@ def parse(config_class: type[Config], arguments: Sequence[str] | None = None) ->
         if has_presets and known.preset:
             check_choice("preset", known.preset, tuple(PRESETS))
             values |= PRESETS[known.preset]
-        if known.config:
-            values |= _read_yaml(known.config)
+        given = _read_yaml(known.config) if known.config else {}
         flags = _merge_repeated(flags, _tuple_flags(config_class))
+        if (_last_value(flags, "--schedule") or given.get("schedule", "step")) != "step":
+            values.pop("milestones", None)  # a preset's are of its own schedule
+        values |= given
         values = {name: value for name, value in values.items() if f"--{name.replace('_', '-')}" not in flags}
         # Of a flag that is given twice the last one counts.
         return tyro.cli(config_class, args=[*to_flags(values), *flags], description=f"{config_class.__doc__}\n\n{epilog}")
@@ -95,6 +97,16 @@ def _merge_repeated(flags: Sequence[str], several: set[str]) -> list[str]:
         else:
             groups.append([flag])
     return [flag for group in groups for flag in group]
+
+
+def _last_value(flags: Sequence[str], name: str) -> str:
+    """Of the last flag of this name, an empty string where there is none."""
+    found = ""
+    for flag, after in zip(flags, [*flags[1:], ""], strict=False):
+        before, is_assigned, value = flag.partition("=")
+        if before == name:
+            found = value if is_assigned else after
+    return found
 
 
 def _read_yaml(uri: str) -> dict[str, Any]:

@@ -505,6 +505,7 @@ NOT_SEARCHED = (
     "num_snapshot_people",
     "num_snapshot_epochs",
     "milestones",
+    "sample_cache",
 )
 
 

@@ -33,6 +33,11 @@ class GlobalBatch:
         self._num_rows = num_rows
         self._generator.manual_seed(seed)
 
+    @property
+    def num_own(self) -> int:
+        """Rows of this worker."""
+        return len(range(self.rank, self._num_rows, self.world))
+
     def draw(self, *shape: int) -> Tensor:
         """Uniform numbers (own rows, *shape): this worker's part of those of the global batch."""
         return torch.rand((self._num_rows, *shape), generator=self._generator)[self.rank :: self.world]
@@ -50,8 +55,10 @@ def share(model: nn.Module, batch: GlobalBatch, device: torch.device) -> None:
 
 
 def _drop(module: nn.Dropout, batch: GlobalBatch, values: Tensor) -> Tensor:
-    if not module.training:
+    if not module.training or module.p == 0:
         return values
+    if len(values) != batch.num_own:  # tokens or windows, many of a sample: masks of this worker alone
+        return F.dropout(values, module.p)
     is_kept = (batch.draw(*values.shape[1:]) >= module.p).to(values.device)
     return torch.where(is_kept, values / (1 - module.p), torch.zeros_like(values)) if module.p < 1 else torch.zeros_like(values)
 

@@ -17,6 +17,7 @@ class HeadInput:
     Attributes:
         channels: of the backbone's feature maps, the coarsest last.
         strides: of the same maps in crop px; (0,) for a backbone that ends in a vector.
+        cells: columns and rows of the coarsest map.
         num_points: K.
         size: (width, height) crop px.
         mean_points: (K, 2) mean of the training labels in the unit frame, where linear heads start.
@@ -25,6 +26,7 @@ class HeadInput:
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    cells: tuple[int, int]
     num_points: int
     size: tuple[int, int]
     mean_points: list[list[float]]

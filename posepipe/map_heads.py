@@ -1,5 +1,6 @@
 """Regression heads that give distributions over cells: along each axis (SimCC), or over the crop (heat maps)."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -22,9 +23,9 @@ class SimccHead(nn.Module):
     def __init__(self, built_for: HeadInput) -> None:
         super().__init__()
         self.size = built_for.size
-        width, height = (-(-side // built_for.strides[-1]) for side in self.size)
+        num_cells = math.prod(built_for.cells)
         self.maps = nn.Conv2d(built_for.channels[-1], built_for.num_points, 1)
-        self.axes = nn.ModuleList(nn.Linear(width * height, side * self.BINS_PER_PX) for side in self.size)
+        self.axes = nn.ModuleList(nn.Linear(num_cells, side * self.BINS_PER_PX) for side in self.size)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """(N, K, bins of x and then of y) logits."""

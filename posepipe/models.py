@@ -32,6 +32,7 @@ class PoseModel(nn.Module):
             HeadInput(
                 channels=backbone.channels,
                 strides=backbone.strides,
+                cells=backbone.cells,
                 num_points=task.num_points,
                 size=config.size,
                 mean_points=config.mean_points,

@@ -35,11 +35,12 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     cluster.require("preparing samples", [cluster.Need("task", 1, 1)], hint="start Ray with CPUs, or a node that has some")
     annotations = mpii.read_annotation_file(mpii_uri)
     settings = _settings(config, storage.sha256(annotations))
+    _require_same(samples_uri, settings, config.overwrite)
     persons = _persons(annotations, mpii_uri, samples_uri, settings["annotations_sha256"])
     persons = _assign_splits(mpii.select_people(persons, config.people), config)
     if not persons.num_rows:
         raise ValueError(f"{mpii_uri} has no annotated or located people for --people {config.people}")
-    _claim_folder(samples_uri, settings, config.overwrite)
+    _claim_folder(samples_uri)
     shards = _cut_shards(persons, config.shard_size)
     images_uri = storage.join_uri(mpii_uri, mpii.IMAGES_FOLDER)
     work = [{"shard": index, "people": cutting.pack(table)} for index, table in enumerate(shards)]
@@ -101,8 +102,8 @@ def _settings(config: PrepareConfig, annotations_sha256: str) -> dict[str, Any]:
     }
 
 
-def _claim_folder(samples_uri: str, settings: dict[str, Any], overwrite: bool) -> None:
-    """Takes the manifest away, so that nobody reads while files change, and the files of an older run with it."""
+def _require_same(samples_uri: str, settings: dict[str, Any], overwrite: bool) -> None:
+    """ValueError where the folder holds samples that were made with other settings, unless they may be overwritten."""
     manifest_uri = storage.join_uri(samples_uri, storage.MANIFEST)
     if storage.exists(manifest_uri):
         older = storage.read_json(manifest_uri)
@@ -112,7 +113,11 @@ def _claim_folder(samples_uri: str, settings: dict[str, Any], overwrite: bool) -
             raise ValueError(
                 f"{samples_uri} holds samples made with other settings ({text}); choose another --samples-uri or pass --overwrite"
             )
-        storage.delete([manifest_uri])
+
+
+def _claim_folder(samples_uri: str) -> None:
+    """Takes the manifest away, so that nobody reads while files change, and then the files of an older run."""
+    storage.delete([storage.join_uri(samples_uri, storage.MANIFEST)])
     for split in ("train", "val", "test"):
         storage.delete(storage.list_parts(storage.join_uri(samples_uri, split)))
 

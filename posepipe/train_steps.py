@@ -151,7 +151,8 @@ class Steps:
             is_valid = find_valid(target, self.task, self.own.config.size)
         # A forward pass that comes to nothing has moved the statistics of the norms already.
         buffers = [buffer.clone() for buffer in self.own.buffers()] if config.on_nonfinite == "skip" else []
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+        # Where a worker has no rows, SyncBatchNorm would send zeros of the lower precision to the others' float32.
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16" and len(pixels) > 0):
             output = self.model(pixels)
         head: Any = self.own.head
         loss, count = head.loss(output, target, is_valid)

@@ -1,5 +1,6 @@
 """What a training run is of: the samples, in Ray's object store, decoded once and in parallel or as they are stored."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,9 @@ def choose_cache(config: TrainConfig) -> tuple[CacheKind, int]:
     decoded = 3 * (num_train * (width + 2 * x) * (height + 2 * y) + manifest["rows"]["val"] * width * height)
     if config.sample_cache == "decoded":
         return "decoded", decoded
-    if config.sample_cache == "auto" and decoded <= cluster.room_for_cache(config.cpus_per_worker, int(config.use_gpu)):
+    room = cluster.room_for_cache(config.cpus_per_worker, int(config.use_gpu))
+    # Of a node that has to be started first nobody knows what it holds.
+    if config.sample_cache == "auto" and decoded <= room < math.inf:
         return "decoded", decoded
     folders = [storage.join_uri(storage.resolve_uri(uri), "train") for uri in (config.samples_uri, *config.extra_samples_uri)]
     folders.append(storage.join_uri(storage.resolve_uri(config.samples_uri), "val"))

@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from posepipe import cluster, failures, searching, storage, sweep_plots, training, training_data, trials
-from posepipe.config import TuneConfig, parse_search
+from posepipe.config import DEFAULT_MILESTONES, TrainConfig, TuneConfig, parse_search
 from posepipe.model_file import MODEL_FILE
 from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
 from posepipe.snapshots import SNAPSHOTS_FILE
@@ -68,13 +68,16 @@ def tune(config: TuneConfig) -> dict[str, Any]:
 
 
 def _claim_sweep(config: TuneConfig, sweep_uri: str) -> None:
+    config_uri = storage.join_uri(sweep_uri, CONFIG_FILE)
+    if not storage.exists(storage.join_uri(sweep_uri, SWEEP_FILE)) and storage.exists(config_uri):
+        raise ValueError(f"{sweep_uri} is a run of jobs.{storage.read_json(config_uri)['job']}; choose another --name")
     names = ("search", "search_algorithm", "num_trials", "scheduler")
     wanted = {**training.describe_config(config.train), "job": "tune", **{name: getattr(config, name) for name in names}}
     wanted["search"] = list(config.search)
     training.claim_folder(sweep_uri, wanted, SWEEP_FILE)
-    if not storage.exists(storage.join_uri(sweep_uri, CONFIG_FILE)):
+    if not storage.exists(config_uri):
         # Until it holds the best trial's settings: jobs.train, too, shall find the name taken.
-        storage.write_json(storage.join_uri(sweep_uri, CONFIG_FILE), wanted)
+        storage.write_json(config_uri, wanted)
 
 
 def _run_trials(config: TuneConfig, sweep_uri: str, data: training_data.TrainingData, known: Sequence[Trial], at_once: int) -> None:
@@ -126,13 +129,19 @@ def _name_of(trial: Any) -> str:
     return trial.config["trial"]["name"]
 
 
+def _with_parameters(shared: TrainConfig, parameters: dict[str, Any]) -> TrainConfig:
+    if parameters.get("schedule", "step") != "step":
+        parameters = {"milestones": DEFAULT_MILESTONES, **parameters}  # those of a preset are of its own schedule
+    return dataclasses.replace(shared, **parameters)
+
+
 def _run_trial(parameters: dict[str, Any], config: TuneConfig, data: training_data.TrainingData) -> None:
     """In a process of its own: one training run. What goes wrong in it is left in its folder."""
     trial = parameters["trial"]
     sweep_uri = storage.join_uri(config.train.runs_uri, config.train.name)
     runs_uri = storage.join_uri(sweep_uri, trials.TRIALS_FOLDER)
     try:
-        run = dataclasses.replace(config.train, **trial["parameters"], runs_uri=runs_uri, name=trial["name"])
+        run = dataclasses.replace(_with_parameters(config.train, trial["parameters"]), runs_uri=runs_uri, name=trial["name"])
         training.train(run, data, [TuneReportCallback()])
     except Exception as error:
         storage.write_json(_error_uri(sweep_uri, trial["name"]), {"error": failures.describe_reason(error)})

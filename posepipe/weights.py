@@ -74,7 +74,12 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 def _imagenet_weights(name: str) -> dict[str, Tensor]:
     if name in MODELS:
         raise ValueError(f"there are no ImageNet weights for {name}; give a URI, or none")
-    return timm.create_model(name, pretrained=True).state_dict()
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except RuntimeError as error:
+        if "No pretrained weights exist" not in str(error):
+            raise
+        raise ValueError(f"timm has no ImageNet weights for {name}; give a URI, or none") from error
 
 
 def _read_state_dict(uri: str) -> dict[str, Tensor]:

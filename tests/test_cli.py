@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from posepipe.cli import command, parse, user_errors
-from posepipe.config import PrepareConfig, ScoreConfig, TrainConfig, TuneConfig
+from posepipe.config import DEFAULT_MILESTONES, PrepareConfig, ScoreConfig, TrainConfig, TuneConfig
 from posepipe.optimizers import learning_rate_factor
 from posepipe.presets import PRESETS
 from posepipe.retrying import StorageUnavailableError
@@ -146,6 +146,20 @@ def test_a_size_is_one_number_or_two_on_the_command_line_and_in_a_file(tmp_path,
 def test_the_papers_samples_are_the_defaults_of_prepare():
     config = PrepareConfig(**PREPARE)
     assert (config.framing, config.people, config.size) == ("image", "single", 220)
+
+
+def test_another_schedule_leaves_the_milestones_of_the_preset_behind(tmp_path):
+    preset = [*TRAIN_FLAGS, "--preset", "mpii-resnet50-rle"]
+    for other in (["--schedule", "cosine"], ["--schedule=cosine"], ["--config", yaml_file(tmp_path, schedule="cosine")]):
+        config = parse(TrainConfig, [*preset, *other])
+        assert (config.schedule, config.milestones) == ("cosine", DEFAULT_MILESTONES)
+    assert parse(TrainConfig, [*preset, "--schedule", "step"]).milestones == (0.81, 0.9524)
+    assert parse(TrainConfig, [*preset, "--schedule", "step", "--milestones", "0.5"]).milestones == (0.5,)
+
+
+def test_milestones_that_are_asked_for_need_their_schedule(capsys):
+    flags = (*TRAIN_FLAGS, "--preset", "mpii-resnet50-rle", "--schedule", "cosine", "--milestones", "0.5")
+    assert "--milestones are of --schedule step, got --schedule cosine" in refusal(capsys, TrainConfig, *flags)
 
 
 def test_flags_beat_the_file_and_the_file_beats_the_preset(tmp_path):

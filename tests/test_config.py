@@ -179,6 +179,7 @@ def test_a_search_is_parsed_in_the_fields_type(text, parsed):
         ("lr=grid:1", "unknown field to search 'lr'; choices: model, regression_head"),
         ("weights=grid:a", "unknown field to search 'weights'"),
         ("name=grid:a", "unknown field to search 'name'"),
+        ("sample_cache=grid:decoded,encoded", "unknown field to search 'sample_cache'"),
         ("epochs=grid:1,2", "unknown field to search 'epochs'"),
         ("seed", "unknown kind of search for seed ''; choices: grid, choice, uniform, loguniform"),
         ("seed=1,2", "unknown kind of search for seed '1,2'"),

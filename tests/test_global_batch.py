@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 from torch import nn
 
+from posepipe.backbones import build_backbone
 from posepipe.global_batch import GlobalBatch, share
 from posepipe.heads import HEADS
 from posepipe.model_file import ModelConfig
@@ -106,6 +107,31 @@ def test_dropout_masks_are_of_the_global_batch() -> None:
     assert whole.unique().tolist() == pytest.approx([0, 1 / 0.5 / 0.75])
     assert 0.2 < (whole > 0).float().mean() < 0.55
     assert torch.equal(layers.eval()(torch.ones(3, 50)), torch.ones(3, 50))
+
+
+def test_dropout_of_nothing_draws_nothing_and_tokens_have_masks_of_their_own() -> None:
+    none, half = nn.Dropout(0.0), nn.Dropout(0.5)
+    batch = GlobalBatch(0, 2)
+    share(nn.Sequential(none, half), batch, torch.device("cpu"))
+    batch.begin(7, seed=3)
+    before = batch._generator.get_state()
+    values = torch.ones(4, 50)
+    assert none(values) is values
+    tokens = half(torch.ones(8, 2, 50))  # of 4 samples, 4 tokens of each
+    assert tokens.unique().tolist() == [0, 2]
+    assert torch.equal(batch._generator.get_state(), before)
+
+
+def test_a_backbone_with_tokens_in_the_place_of_samples_is_trained() -> None:
+    backbone = build_backbone("mobilevit_xxs", (64, 64), 32, False).network.train()
+    batch = GlobalBatch(0, 1)
+    share(backbone, batch, torch.device("cpu"))
+    for module in backbone.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1
+    batch.begin(2, seed=0)
+    maps = backbone(torch.randn(2, 3, 64, 64))
+    assert maps.shape[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ STRIDES = (4, 8, 16)
 def build(name, num_points=3, size=(SIZE, SIZE), strides=STRIDES, **changes):
     torch.manual_seed(0)
     values = {"channels": (FEATURES,) * len(strides), "strides": strides, "mean_points": [[0.5, 0.25]] * num_points, **changes}
-    return HEADS[name](HeadInput(num_points=num_points, size=size, **values))
+    columns, rows = (side // strides[-1] if strides[-1] else 0 for side in size)
+    return HEADS[name](HeadInput(num_points=num_points, size=size, cells=(columns, rows), **values))
 
 
 def features(count=2, size=(SIZE, SIZE), strides=STRIDES):
@@ -161,7 +162,7 @@ def test_predicting_does_not_go_through_the_flow():
 
 def test_the_likelihood_stays_a_number_with_wrong_labels_in_bfloat16():
     torch.manual_seed(0)
-    head = HEADS["rle"](HeadInput(channels=(32,), strides=(0,), num_points=4, size=(256, 256), mean_points=[[0.5, 0.5]] * 4))
+    head = HEADS["rle"](HeadInput(channels=(32,), strides=(0,), cells=(0, 0), num_points=4, size=(256, 256), mean_points=[[0.5, 0.5]] * 4))
     body = torch.nn.Linear(8, 32)
     optimizer = torch.optim.Adam([*head.parameters(), *body.parameters()], lr=1e-3)
     mapping = torch.randn(8, 8)

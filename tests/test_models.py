@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from posepipe import backbones
+from posepipe import backbones, weights
 from posepipe.heads import HEADS, NEED_MAPS
 from posepipe.model_file import MODEL_FILE, ModelConfig, read_model_config
 from posepipe.models import build_model, load_model, save_model
@@ -99,6 +99,24 @@ def test_deeppose_takes_crops_of_any_size_from_29(size):
     with torch.device("meta"):
         model = build_model(dataclasses.replace(CONFIG, model="deeppose", size=(size, size)))
         assert model(torch.empty(2, 3, size, size)).shape == (2, 16, 2)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 5, 6), (1, 3, 4, 4), (0, 6, 2, 2)])
+def test_the_local_response_norm_is_torchs_and_has_its_gradient(shape):
+    torch.manual_seed(0)
+    values = (10 * torch.randn(shape)).requires_grad_()
+    found, wanted = (norm(5)(values) for norm in (backbones.LocalResponseNorm, nn.LocalResponseNorm))
+    torch.testing.assert_close(found, wanted)
+    weights = torch.randn(shape)
+    torch.testing.assert_close(*(torch.autograd.grad((each * weights).sum(), values)[0] for each in (found, wanted)))
+
+
+@pytest.mark.parametrize(("model", "size"), [("densenet121", (100, 100)), ("convnext_atto", (100, 72)), ("test_resnet", (100, 72))])
+def test_simcc_fits_the_map_however_the_network_rounds(model, size):
+    built = build(model=model, regression_head="simcc", size=size)
+    with torch.inference_mode():
+        points, _ = built.eval().predict(torch.zeros(1, 3, size[1], size[0], dtype=torch.uint8))
+    assert points.shape == (1, 16, 2)
 
 
 def test_deeppose_refuses_smaller_crops():
@@ -343,6 +361,11 @@ def test_code_in_a_pickle_is_not_run(tmp_path):
 def test_weights_that_are_not_there_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no weights at .*nothing.pt; expected `imagenet` or the URI of a state dict"):
         load_weights(build(), [str(tmp_path / "nothing.pt")])
+
+
+def test_a_network_that_timm_has_no_weights_for_is_refused():
+    with pytest.raises(ValueError, match="timm has no ImageNet weights for resnet200; give a URI, or none"):
+        weights._imagenet_weights("resnet200")
 
 
 def test_deeppose_has_no_imagenet_weights():

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from posepipe import geometry, images, mpii, preparing, samples, storage
+from posepipe import geometry, images, mpii, preparing, samples, storage, synthetic
 from posepipe.config import PrepareConfig
 
 
@@ -64,6 +64,12 @@ def test_samples_of_other_settings_are_not_mixed(ray_session: None, synthetic_mp
     preparing.prepare(config(synthetic_mpii, tmp_path))
     with pytest.raises(ValueError, match=r"framing was 'person', now 'image'.*--overwrite"):
         preparing.prepare(config(synthetic_mpii, tmp_path, framing="image"))
+    people = (tmp_path / preparing.PERSONS_FILE).read_bytes()
+    other = tmp_path / "other"
+    synthetic.write_annotations(str(other), [{"name": "a.jpg", "is_train": True, "activity": None, "people": []}])
+    with pytest.raises(ValueError, match=r"annotations_sha256 was .*--overwrite"):
+        preparing.prepare(config(str(other), tmp_path))
+    assert (tmp_path / preparing.PERSONS_FILE).read_bytes() == people, "what is refused has changed nothing"
     assert set(read_all(tmp_path)["framing"].to_pylist()) == {"person"}
     manifest = preparing.prepare(config(synthetic_mpii, tmp_path, framing="image", shard_size=48, overwrite=True))
     assert set(read_all(tmp_path)["framing"].to_pylist()) == {"image"}
