@@ -333,7 +333,7 @@ class ScoreConfig:
     max_pixels: int = 89_478_485
     """Larger pictures are not decoded."""
     takeover_after: float = 30.0
-    """Seconds without a sign of life after which whoever wrote this run before counts as dead."""
+    """Seconds without a sign of life after which whoever wrote this run before counts as dead; theirs where they had more."""
     price_per_hour: float = 0.0
     """What the cluster costs per hour: the summary then says what a million pictures cost."""
     num_overlays: int = 0
