@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all a fresh clone needs: both make .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-WORK ?= work/demo
+WORK ?= $(if $(MPII),work/mpii,work/demo)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint unit faults cluster-test bench clean

@@ -86,8 +86,8 @@ def _draw(values: dict[str, Any], min_confidence: float) -> tuple[bytes | None, 
             overlay, problem = overlays.overlay_rows(data, [values], min_confidence), ""
         picture = overlays.draw_picture(overlay, PICTURE_WIDTH, PICTURE_HEIGHT)
         size = Image.open(io.BytesIO(overlay.image)).size
-    except (OSError, ValueError, StorageUnavailableError, Image.DecompressionBombError) as error:
-        return None, f"the picture cannot be drawn ({type(error).__name__})", 0
+    except (images.ImageError, OSError, ValueError, StorageUnavailableError, Image.DecompressionBombError) as error:
+        return None, f"the picture cannot be drawn ({overlays.describe(error)})", 0
     num_hidden = 0 if overlay.joints is None else NUM_JOINTS - int(geometry.is_inside(overlay.joints, size).sum())
     return picture, problem, num_hidden
 

@@ -5,7 +5,7 @@ dataclasses, see `presets`.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -190,9 +190,10 @@ class TrainConfig:
     """As what the samples stay in memory: decoded, encoded (JPEG, several times smaller, decoded anew for every batch), or auto: decoded
     where the nodes have room for it."""
     max_failures: int = 2
-    """How often the run restarts from its last checkpoint after a worker died."""
+    """How often the run restarts from its last checkpoint after a worker died, or its node."""
     max_preemption_failures: int = -1
-    """The same for workers whose node was taken away (spot machines), counted apart; -1: without limit."""
+    """The same for workers whose node Ray was told to drain because it is taken away (as on Kubernetes), counted apart; -1: without limit.
+    Spot machines of `ray up` just die, and count as --max-failures."""
     checkpoint_every: int = 0
     """Optimizer steps between checkpoints in the middle of an epoch; 0: only at its end."""
     on_nonfinite: OnNonFinite = "stop"
@@ -249,6 +250,13 @@ def parse_workers(text: int | str) -> tuple[int, int]:
     return int(low), int(high or low)
 
 
+def with_parameters(shared: TrainConfig, parameters: Mapping[str, Any]) -> TrainConfig:
+    """The config of a trial; ValueError where its parameters make no sense together."""
+    if parameters.get("schedule", "step") != "step":
+        parameters = {"milestones": DEFAULT_MILESTONES, **parameters}  # those of a preset are of its own schedule
+    return dataclasses.replace(shared, **parameters)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
     """Samples -> best checkpoint of a sweep over learning rate, batch size, …"""
@@ -277,7 +285,7 @@ class TuneConfig:
         for text in self.search:
             name, kind, values = parse_search(text)
             for value in values:
-                dataclasses.replace(self.train, **{name: value})
+                with_parameters(self.train, {name: value})
             if name in kinds:
                 raise ValueError(f"--search names {name} twice")
             kinds[name] = kind

@@ -33,7 +33,19 @@ class Outcome:
 
 
 def run(config: DemoConfig) -> Outcome:
-    """Runs every stage. Run again below the same work_uri, it takes up what is generated and trained; the rest is done anew."""
+    """Runs every stage. Run again below the same work_uri, it takes up what is generated and trained; the rest is done anew.
+
+    Raises:
+        ValueError: what lies there is of other settings.
+    """
+    try:
+        return _run(config)
+    except ValueError as error:
+        # The stages name flags of their own jobs.
+        raise ValueError(f"{error} (a demo of other settings needs another --work-uri, of make WORK=…)") from error
+
+
+def _run(config: DemoConfig) -> Outcome:
     work_uri = storage.resolve_uri(config.work_uri)
     minutes: dict[str, float] = {}
     started = time.monotonic()

@@ -159,7 +159,7 @@ def decode(
         eighths = next((k for k in range(1, 8) if all(-(-n * k // 8) >= wanted for n, wanted in sides)), 8)
     if decoded is not None and eighths in decoded:
         return decoded[eighths]
-    pixels = _decode_jpeg(data, -(-header.width * eighths // 8), -(-header.height * eighths // 8)) if is_scalable else _decode_any(data)
+    pixels = _decode_jpeg(data, -(-header.width * eighths // 8), -(-header.height * eighths // 8)) if is_scalable else decode_whole(data)
     if decoded is not None:
         decoded[eighths] = pixels
     return pixels
@@ -177,7 +177,12 @@ def _decode_jpeg(data: bytes, min_width: int, min_height: int) -> NDArray[np.uin
         raise ImageError("corrupt", str(error)) from error
 
 
-def _decode_any(data: bytes) -> NDArray[np.uint8]:
+def decode_whole(data: bytes) -> NDArray[np.uint8]:
+    """Any image that Pillow knows, full size, (H, W, 3) uint8 RGB; of 16 bits the upper eight.
+
+    Raises:
+        ImageError: truncated, corrupt, unsupported.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

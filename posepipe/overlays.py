@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
+from posepipe import images
 from posepipe.geometry import is_inside
 from posepipe.skeleton import JOINT_NAMES, LIMBS, NUM_JOINTS
 
@@ -124,11 +125,20 @@ def draw_grid(overlays: Sequence[Overlay], columns: int = 4) -> bytes:
 
 def _draw_tile(overlay: Overlay) -> Image.Image:
     inner = (TILE - 8, TILE - 8 - CAPTION_HEIGHT)
-    part = _draw_part(overlay, inner)
     tile = Image.new("RGB", (TILE, TILE), "white")
+    try:
+        part = _draw_part(overlay, inner)
+    except (images.ImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        part = Image.new("RGB", inner, "lightgrey")
+        ImageDraw.Draw(part).text((8, 8), f"cannot be drawn: {describe(error)}", fill="black", font=_font())
     tile.paste(part, (4 + (inner[0] - part.width) // 2, 4 + (inner[1] - part.height) // 2))
     ImageDraw.Draw(tile).text((8, TILE - CAPTION_HEIGHT), overlay.caption, fill="black", font=_font())
     return tile
+
+
+def describe(error: Exception) -> str:
+    """Why a picture cannot be drawn, in a word."""
+    return error.status if isinstance(error, images.ImageError) else type(error).__name__
 
 
 def draw_picture(overlay: Overlay, width: int, height: int) -> bytes:
@@ -139,14 +149,14 @@ def draw_picture(overlay: Overlay, width: int, height: int) -> bytes:
 
 
 def _draw_part(overlay: Overlay, inner: tuple[int, int]) -> Image.Image:
-    picture = Image.open(io.BytesIO(overlay.image)).convert("RGB")
+    picture = Image.fromarray(images.decode_whole(overlay.image))
     x1, y1, x2, y2 = (0, 0, picture.width, picture.height) if overlay.focus is None else overlay.focus
     x1, y1, x2, y2 = max(0.0, x1), max(0.0, y1), min(float(picture.width), x2), min(float(picture.height), y2)
     if x2 <= x1 or y2 <= y1:  # all of it lies beside the picture
         x1, y1, x2, y2 = 0.0, 0.0, float(picture.width), float(picture.height)
     part = picture.crop((int(x1), int(y1), max(int(x1) + 1, math.ceil(x2)), max(int(y1) + 1, math.ceil(y2))))
     scale = min(inner[0] / part.width, inner[1] / part.height)
-    part = ImageOps.contain(part, inner, Image.Resampling.LANCZOS)
+    part = part.resize((max(1, round(scale * part.width)), max(1, round(scale * part.height))), Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(part)
 
     def place(point: NDArray[np.float64]) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Plots of tables, as PNG.
 
 Every figure is narrow enough to be read on a phone. Runs keep their colour over all of them: Okabe and Ito's palette, and beyond its seven
-colours other line styles.
+colours other line styles and markers.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ Row = Mapping[str, Any]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
 WIDTH = 5.4  # inch
 DPI = 150
 MAX_POINTS = 4000
@@ -52,13 +53,13 @@ def per_joint(rows: Sequence[Row], runs: Sequence[str]) -> bytes:
             if is_bars:
                 axes.barh(y, row["pckh"], height * 0.92, color=_colour(index), alpha=alpha)
             else:
-                axes.plot(row["pckh"], y, "o", color=_colour(index), alpha=alpha, markersize=4)
+                axes.plot(row["pckh"], y, _marker(index), color=_colour(index), alpha=alpha, markersize=4)
             if np.isfinite(row["low"]):
                 axes.plot([row["low"], row["high"]], [y, y], color="#222222" if is_bars else _colour(index), linewidth=1.1)
         if is_bars:
             axes.barh(np.nan, np.nan, color=_colour(index), label=run)
         else:
-            axes.plot([], [], "o-", color=_colour(index), label=run)
+            axes.plot([], [], f"{_marker(index)}-", color=_colour(index), label=run)
     axes.set_yticks(range(len(order)), [name.replace("_", " ") for name in order])
     axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlim(0, 100)
@@ -141,8 +142,8 @@ def slices(rows: Sequence[Row], runs: Sequence[str]) -> bytes:
             y = groups.index((row["by"], row["group"])) + offset
             if np.isfinite(row["low"]):
                 axes.plot([row["low"], row["high"]], [y, y], color=_colour(index), linewidth=1.6)
-            axes.plot(row["value"], y, "o", color=_colour(index), markersize=4.5, clip_on=False, zorder=3)
-        axes.plot([], [], "o-", color=_colour(index), label=run)
+            axes.plot(row["value"], y, _marker(index), color=_colour(index), markersize=4.5, clip_on=False, zorder=3)
+        axes.plot([], [], f"{_marker(index)}-", color=_colour(index), label=run)
     for place in range(1, len(groups)):
         if groups[place][0] != groups[place - 1][0]:
             axes.axhline(place - 0.5, color="#bbbbbb", linewidth=0.8)
@@ -208,6 +209,10 @@ def _bare(axes: Axes) -> None:
 def _legend(figure: Figure, axes: Axes, runs: Sequence[str]) -> None:
     """Above the plot, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
+    # It leaves out names that begin with an underscore.
+    artists: list[Any] = [*axes.lines, *axes.patches, *axes.containers]
+    hidden = [artist for artist in artists if str(artist.get_label()).startswith("_") and artist.get_label() in runs]
+    handles, labels = [*handles, *hidden], [*labels, *(str(artist.get_label()) for artist in hidden)]
     if handles:
         columns = 1 if max(map(len, runs)) > 24 else 2 if max(map(len, runs)) > 12 else 3
         figure.legend(handles, map(_shortened, labels), loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
@@ -224,6 +229,10 @@ def _colour(index: int) -> str:
 
 def _style(index: int) -> str:
     return STYLES[index // len(COLOURS) % len(STYLES)]
+
+
+def _marker(index: int) -> str:
+    return MARKERS[index // len(COLOURS) % len(MARKERS)]
 
 
 def _png(figure: Figure) -> bytes:

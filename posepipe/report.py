@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import logging
-import sys
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 import posepipe
-from posepipe import arrays, cases, comparing, plots, report_page, runs, scores, sources, storage, truths
+from posepipe import arrays, cases, cli, comparing, plots, report_page, runs, scores, sources, storage, truths
 from posepipe.config import ReportConfig
 from posepipe.material import Material
 from posepipe.results import Result, evaluate
@@ -60,7 +60,7 @@ def build(config: ReportConfig) -> dict[str, Any]:
     pngs = _plots(results, tables, trained, comparisons)
     films = {run.name: cases.draw_films(run.snapshots) for run in trained if run.snapshots is not None and run.snapshots.num_rows}
     provenance = {
-        "command": ["python", "-m", "jobs.report", *sys.argv[1:]],
+        "command": shlex.split(cli.command("report", config)),
         "versions": {"posepipe": posepipe.__version__, **{name: importlib.metadata.version(name) for name in LIBRARIES}},
         "truth": config.truth_uri or None,
         "first_pixel": config.first_pixel,

@@ -65,8 +65,12 @@ def _conventions(material: Material) -> str:
         "Official PCKh@0.5: a joint is found where its distance to the label is at most half of 0.6 x the diagonal of the labelled head "
         "box. All labelled joints count, occluded ones too; pelvis and thorax do not; the 14 others are pooled over all people.",
         "The paper's PCKh@0.5: the same with the distance from head top to upper neck in place of the head size, over all 16 joints.",
-        "A predicted joint or head box that is not a number is a miss, never left out. Rows that were not predicted for want of a picture "
-        "carry no label and are counted under Inputs.",
+        "A predicted joint or head box that is not a number is a miss, never left out. "
+        + (
+            "So is a person of the truth whose row was not predicted."
+            if material.provenance["truth"]
+            else "Rows that were not predicted for want of a picture carry no label and are counted under Inputs."
+        ),
         "Intervals hold the middle 95 % of 1,000 resamples of the people (Poisson bootstrap). People of one video are alike, so the true "
         "uncertainty is larger.",
         "Person framing takes the place and size of the person from the label, as all published MPII numbers do; image framing does not. "

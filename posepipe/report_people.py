@@ -90,11 +90,10 @@ def _comparison(comparison: Comparison, plot: bytes) -> str:
     ]
     if comparison.change is not None:
         value, low, high = comparison.change
-        sure = "" if low <= 0 <= high else ", which is more than chance"
-        label = scores.LABELS[comparison.measure]
-        said.append(
-            f"{label}: {value:+.2f} percent points, 95 % interval {low:+.2f} to {high:+.2f} (the same people resampled in both){sure}."
-        )
+        sure = ", which is more than chance" if low > 0 or high < 0 else ""
+        # One person has no interval.
+        interval = f", 95 % interval {low:+.2f} to {high:+.2f} (the same people resampled in both){sure}" if low <= high else ""
+        said.append(f"{scores.LABELS[comparison.measure]}: {value:+.2f} percent points{interval}.")
     else:
         said.append("The two runs did not score the same people, so their scores are not subtracted.")
     for name, alone in ((first, comparison.only_first), (second, comparison.only_second)):
@@ -132,8 +131,9 @@ def training(material: Material) -> str:
         result, config = run.result, run.config
         size = result["samples"]["size"]
         width, height = (size, size) if isinstance(size, int) else size  # runs of older versions are of squares
+        epochs = count(len(run.history), "epoch") + (f" of {config['epochs']}" if len(run.history) != config["epochs"] else "")
         said = (
-            f"{config['task']}, {config['model']} with a {config['regression_head']} head, {count(config['epochs'], 'epoch')}, batches of "
+            f"{config['task']}, {config['model']} with a {config['regression_head']} head, {epochs}, batches of "
             f"{config['batch_size']}, learning rate {config['learning_rate']:g} ({config['schedule']}); "
             f"{number(num_train(result))} train and {number(result['samples']['rows']['val'])} validation people, "
             f"{result['samples']['framing']} framing, {width} x {height} px. Epoch {result['best_epoch']} is the best."

@@ -71,7 +71,7 @@ def evaluate(source: Source) -> Result:
     for table in source.chunks(["head_size", "activity"]):
         sizes.append(float_array(table["head_size"]).astype(np.float32))
         activities.update(table["activity"].to_pylist())
-    slicing = slices.choose_slicing(np.concatenate(sizes).astype(np.float64), activities)
+    slicing = slices.choose_slicing(np.concatenate(sizes).astype(np.float64), activities.elements())
     statuses: Counter[str] = Counter()
     examples: list[dict[str, Any]] = []
     ids: list[pa.Array] = []

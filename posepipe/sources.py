@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from posepipe import arrays, predictions, storage, truths
 from posepipe.predictions import PREDICTION, SUMMARY_FILE
-from posepipe.truths import NOT_PREDICTED, Truth
+from posepipe.truths import Truth
 
 CHUNK = 8192  # rows
 NAMED = 5  # how many people a message names
@@ -118,20 +119,28 @@ def _open_folder(uri: str, truth: Truth | None) -> Source:
         summary.pop("tasks", None)  # scores of the labels that the run had, not of these
         is_found = np.zeros(truth.labels.num_rows, bool)
         extra: list[str] = []
+        tasks: set[str] = set()
+        not_ok: Counter[str] = Counter()
         for part in parts:
-            table = part.load(["sample_id"])
+            table = part.load(["sample_id", "task", "status"])
             places = truths.find_places(table["sample_id"], truth)
             is_found[places[places >= 0]] = True
+            tasks |= set(table["task"].to_pylist())
+            not_ok.update(
+                status for status, place in zip(table["status"].to_pylist(), places, strict=True) if place >= 0 and status != "ok"
+            )
             extra += table.filter(pa.array(places < 0))["sample_id"].to_pylist()
         missing = truth.labels.filter(pa.array(~is_found))
         if len(extra) == sum(part.num_rows for part in parts):
             raise ValueError(f"none of the {len(extra)} predictions of {uri} is of a person of {truth.uri}; {_listed('predicted', extra)}")
         if missing.num_rows:
-            nothing = np.full((missing.num_rows, 16, 2), np.nan)
-            table = truths.predict(missing, nothing, NOT_PREDICTED)
+            table = truths.miss(truth, np.flatnonzero(~is_found), max(tasks, key=len))
             parts.append(Part("people without a prediction", missing.num_rows, functools.partial(_select, table)))
             text = _listed("missing", missing["sample_id"].to_pylist())
             notes.append(f"{missing.num_rows} people of the truth have no prediction and count as misses; {text}")
+        if not_ok:
+            text = ", ".join(f"{count} {status}" for status, count in sorted(not_ok.items()))
+            notes.append(f"{not_ok.total()} people of the truth have a row that is not ok and count as misses: {text}")
         if extra:
             notes.append(f"{len(extra)} predictions are of nobody in the truth and are not scored; {_listed('extra', extra)}")
     return Source(uri.rpartition("/")[2], uri, tuple(parts), summary, tuple(notes))

@@ -152,7 +152,8 @@ def _calibrate(config: TrainConfig) -> tuple[float, float]:
         # An interruption would count as time of the epoch that it fell into.
         storage.delete(storage.list_files(run_uri))
     training.train(config)
-    storage.delete(uri for uri in storage.list_files(run_uri) if "/checkpoint_" in uri or uri.endswith(f"/{MODEL_FILE}"))
+    names = ((uri, uri.removeprefix(run_uri)) for uri in storage.list_files(run_uri))
+    storage.delete(uri for uri, name in names if "/checkpoint_" in name or name.endswith(f"/{MODEL_FILE}"))
     return epoch_seconds(storage.read_json(storage.join_uri(run_uri, HISTORY_FILE)), watching.read_epoch_ends(run_uri))
 
 
@@ -181,7 +182,7 @@ def training_seconds(history: Sequence[Mapping[str, Any]], ends: Sequence[float]
         other_seconds: of an epoch, that the history does not account for, as measured by the calibration.
     """
     others = [max(0.0, end - start - _accounted(row)) for (start, end), row in zip(itertools.pairwise(ends), history[1:], strict=True)]
-    return sum(map(_accounted, history)) + len(history) * statistics.median([other_seconds, *others])
+    return sum(map(_accounted, history)) + len(history) * statistics.median_low([other_seconds, *others])
 
 
 def _accounted(row: Mapping[str, Any]) -> float:

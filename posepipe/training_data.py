@@ -49,7 +49,9 @@ def load_data(config: TrainConfig) -> TrainingData:
     samples_uri, extra_uris = storage.resolve_uri(config.samples_uri), [storage.resolve_uri(uri) for uri in config.extra_samples_uri]
     kind, num_bytes = choose_cache(config)
     if config.sample_cache == "auto" and kind == "encoded":
-        print(f"samples: decoded they would not fit, so their JPEGs are kept ({num_bytes / 2**30:.1f} GiB)", flush=True)
+        is_known = cluster.room_for_cache(config.cpus_per_worker, int(config.use_gpu)) < math.inf
+        reason = "decoded they would not fit" if is_known else "no node that takes a worker is up yet to say what it holds"
+        print(f"samples: {reason}, so their JPEGs are kept ({num_bytes / 2**30:.1f} GiB); --sample-cache decides otherwise", flush=True)
     train = load_crops([samples_uri, *extra_uris], "train", kind, keep_margin=True).materialize()
     # The margin is for augmentation, and takes memory.
     val = load_crops([samples_uri], "val", kind, keep_margin=False).materialize()

@@ -110,7 +110,7 @@ def _from_arrays(uri: str, found: dict[str, NDArray[Any]], first_pixel: int, ima
     if "image" in found:
         names = [str(name) for name in found["image"]]
         ids = [f"{name}#{int(rect) - 1}" for name, rect in zip(names, found["rect_id"], strict=True)] if "rect_id" in found else ids
-        uris = [storage.join_uri(images_uri, name) if images_uri else name for name in names]
+        uris = [storage.join_uri(storage.resolve_uri(images_uri), name) if images_uri else name for name in names]
     visible = np.where(annotated, found["visible"], np.nan) if "visible" in found else np.full(annotated.shape, np.nan)
     labels = _labels_table(
         joints, boxes, metrics.head_size(boxes), metrics.head_bone(joints, annotated), sample_id=ids, uri=uris, is_visible=visible
@@ -147,13 +147,12 @@ def _fill(columns: dict[str, Any], num_rows: int) -> pa.Table:
     return pa.table(made, WIDE_PREDICTION)
 
 
-def predict(labels: pa.Table, joints: FloatArray, status: str = "ok") -> pa.Table:
+def predict(labels: pa.Table, joints: FloatArray) -> pa.Table:
     """WIDE_PREDICTION rows of a pose prediction beside its labels.
 
     Args:
         labels: `LABELS` of N people.
         joints: (N, 16, 2) predicted, image px; not finite is a miss.
-        status: of all rows.
     """
     columns: dict[str, Any] = {name: labels[name] for name in LABELS}
     finite = np.where(np.isfinite(joints).all(axis=2, keepdims=True), joints, np.nan)
@@ -162,7 +161,7 @@ def predict(labels: pa.Table, joints: FloatArray, status: str = "ok") -> pa.Tabl
     errors, bone_errors = (metrics.joint_errors(finite, truth, annotated, float_array(labels[name])) for name in ("head_size", "head_bone"))
     columns |= {
         "task": ["pose"] * len(joints),
-        "status": [status] * len(joints),
+        "status": ["ok"] * len(joints),
         "detail": [""] * len(joints),
         "joints": list_column(finite.reshape(-1, 2 * NUM_JOINTS), pa.float64()),
         "joint_error": list_column(errors, pa.float32()),
@@ -170,6 +169,13 @@ def predict(labels: pa.Table, joints: FloatArray, status: str = "ok") -> pa.Tabl
         "pckh_bone": pa.array(metrics.share_within(bone_errors), from_pandas=True),
     }
     return _fill(columns, len(joints))
+
+
+def miss(truth: Truth, places: NDArray[np.int64], task: str) -> pa.Table:
+    """WIDE_PREDICTION rows of the people at these places (N,) of a truth, for whom `task` predicted nothing."""
+    count = len(places)
+    columns = {"sample_id": truth.labels["sample_id"].take(pa.array(places)), "task": [task] * count}
+    return relabel(_fill({**columns, "status": [NOT_PREDICTED] * count, "detail": [""] * count}, count), truth, places)
 
 
 def relabel(rows: pa.Table, truth: Truth, places: NDArray[np.int64]) -> pa.Table:
@@ -184,7 +190,10 @@ def relabel(rows: pa.Table, truth: Truth, places: NDArray[np.int64]) -> pa.Table
     has_pose = pc.match_substring(rows["task"], "pose")
     for name in ("joint_error", "pckh", "pckh_bone"):
         kept[name] = pc.if_else(has_pose, scored[name], None)
-    kept |= {name: pc.coalesce(labels[name], rows[name].cast(labels[name].type)) for name in ("uri", "split", "width", "height")}
+    kept |= {name: pc.coalesce(labels[name], rows[name].cast(labels[name].type)) for name in ("split", "width", "height")}
+    # A truth that names no place has bare names.
+    is_place = pc.match_substring_regex(labels["uri"], "^/|://")
+    kept["uri"] = pc.coalesce(pc.if_else(is_place, labels["uri"], None), rows["uri"].cast(labels["uri"].type), labels["uri"])
     kept |= {name: labels[name] for name in _OF_PEOPLE}
     kept["head_iou"] = pc.if_else(has_head, pa.array(overlap, from_pandas=True), None)
     return _fill(kept, rows.num_rows)

@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from posepipe import cluster, failures, searching, storage, sweep_plots, training, training_data, trials
-from posepipe.config import DEFAULT_MILESTONES, TrainConfig, TuneConfig, parse_search
+from posepipe.config import TuneConfig, parse_search, with_parameters
 from posepipe.model_file import MODEL_FILE
 from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
 from posepipe.snapshots import SNAPSHOTS_FILE
@@ -129,19 +129,13 @@ def _name_of(trial: Any) -> str:
     return trial.config["trial"]["name"]
 
 
-def _with_parameters(shared: TrainConfig, parameters: dict[str, Any]) -> TrainConfig:
-    if parameters.get("schedule", "step") != "step":
-        parameters = {"milestones": DEFAULT_MILESTONES, **parameters}  # those of a preset are of its own schedule
-    return dataclasses.replace(shared, **parameters)
-
-
 def _run_trial(parameters: dict[str, Any], config: TuneConfig, data: training_data.TrainingData) -> None:
     """In a process of its own: one training run. What goes wrong in it is left in its folder."""
     trial = parameters["trial"]
     sweep_uri = storage.join_uri(config.train.runs_uri, config.train.name)
     runs_uri = storage.join_uri(sweep_uri, trials.TRIALS_FOLDER)
     try:
-        run = dataclasses.replace(_with_parameters(config.train, trial["parameters"]), runs_uri=runs_uri, name=trial["name"])
+        run = dataclasses.replace(with_parameters(config.train, trial["parameters"]), runs_uri=runs_uri, name=trial["name"])
         training.train(run, data, [TuneReportCallback()])
     except Exception as error:
         storage.write_json(_error_uri(sweep_uri, trial["name"]), {"error": failures.describe_reason(error)})
@@ -228,7 +222,8 @@ def _finish(config: TuneConfig, sweep_uri: str, known: Sequence[Trial], data: tr
     sweep = storage.read_json(storage.join_uri(sweep_uri, SWEEP_FILE))
     files = {name: storage.read_bytes(storage.join_uri(str(best.checkpoint_uri), name)) for name in (MODEL_FILE, SNAPSHOTS_FILE)}
     files[HISTORY_FILE] = storage.to_json(best.history)
-    files[CONFIG_FILE] = storage.to_json({**sweep, **best.parameters, "trial_id": best.name})
+    chosen = {**best.parameters, "milestones": with_parameters(config.train, best.parameters).milestones}
+    files[CONFIG_FILE] = storage.to_json({**sweep, **chosen, "trial_id": best.name})
     for name, content in files.items():
         storage.write_bytes(storage.join_uri(sweep_uri, name), content)
     row = best.row()

@@ -126,18 +126,21 @@ def mount(cluster: dict[str, Any], tmp_path: Path) -> Callable[..., list[str]]:
         "systemctl": "exit 1",
         "lsblk": 'printf "$DISKS"',
         "mountpoint": 'case " $MOUNTED " in *" $2 "*) exit 0;; esac; exit 32',
+        "lspci": 'printf "$DEVICES"',
+        "nvidia-smi": f"echo asked >> {tmp_path}/asked; test $(wc -l < {tmp_path}/asked) -gt 2",
+        "sleep": "true",
     }.items():
         (bin_folder / name).write_text(f"#!/bin/sh\n{script}\n")
         (bin_folder / name).chmod(0o755)
     google_disk = tmp_path / "google-disk"
 
-    def run(*, disk: bool = False, mounted: str = "") -> list[str]:
+    def run(*, disk: bool = False, mounted: str = "", devices: str = "") -> list[str]:
         google_disk.unlink(missing_ok=True)
         if disk:
             google_disk.touch()
         text = command.replace("/dev/disk/by-id/google-local-nvme-ssd-0", str(google_disk))
         disks = "/dev/nvme0n1 Amazon Elastic Block Store\n" + ("/dev/nvme1n1 Amazon EC2 NVMe Instance Storage\n" if disk else "")
-        env = {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "DISKS": disks, "MOUNTED": mounted}
+        env = {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "DISKS": disks, "MOUNTED": mounted, "DEVICES": devices}
         (tmp_path / "done").write_text("")
         subprocess.run(["bash", "-c", text], env=env, check=True, timeout=60)
         done = (tmp_path / "done").read_text().replace(str(google_disk), "/dev/nvme1n1").splitlines()
@@ -156,6 +159,15 @@ def test_a_nodes_own_disk_is_formatted_and_mounted_once(mount: Callable[..., lis
 
 def test_a_node_without_a_disk_of_its_own_formats_nothing(mount: Callable[..., list[str]]) -> None:
     assert mount() == []
+
+
+def test_a_node_with_a_gpu_waits_for_its_driver(cluster: dict[str, Any], mount: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Of Compute Engine, which installs it while the node starts; without it Ray would run its container without GPUs."""
+    mount(devices="00:03.0 Host bridge: Intel\n")
+    assert not (tmp_path / "asked").exists()
+    mount(devices="00:03.0 3D controller: NVIDIA Corporation AD104GL [L4]\n")
+    if cluster["provider"]["type"] == "gcp":
+        assert (tmp_path / "asked").read_text().split() == ["asked"] * 3
 
 
 def test_a_disk_that_the_image_has_mounted_is_used_as_it_is(cluster: dict[str, Any], mount: Callable[..., list[str]]) -> None:

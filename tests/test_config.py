@@ -2,7 +2,18 @@
 
 import pytest
 
-from posepipe.config import DemoConfig, PrepareConfig, ScoreConfig, TrainConfig, TuneConfig, check_choice, parse_search, parse_size
+from posepipe.config import (
+    DEFAULT_MILESTONES,
+    DemoConfig,
+    PrepareConfig,
+    ScoreConfig,
+    TrainConfig,
+    TuneConfig,
+    check_choice,
+    parse_search,
+    parse_size,
+    with_parameters,
+)
 
 PREPARE = {"mpii_uri": "raw", "samples_uri": "samples"}
 TRAIN = {"samples_uri": "samples", "runs_uri": "runs", "name": "first"}
@@ -211,3 +222,11 @@ def test_a_search_that_makes_no_sense_is_refused(text, message):
 def test_a_search_of_values_that_no_training_run_takes_is_refused_before_it_starts(text, message):
     with pytest.raises(ValueError, match=message):
         TuneConfig(train=TrainConfig(**TRAIN), search=(text,))
+
+
+def test_a_trial_of_another_schedule_leaves_the_milestones_of_the_sweep_behind():
+    shared = TrainConfig(**TRAIN, schedule="step", milestones=(0.5,))
+    assert with_parameters(shared, {"schedule": "step", "learning_rate": 0.5}).milestones == (0.5,)
+    cosine = with_parameters(shared, {"schedule": "cosine"})
+    assert (cosine.schedule, cosine.milestones) == ("cosine", DEFAULT_MILESTONES)
+    TuneConfig(train=shared, search=("schedule=choice:step,cosine",))

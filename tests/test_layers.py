@@ -46,7 +46,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "slices": ({"skeleton", "metrics", "people"}, False, False),
     "evaluation": ({"skeleton", "metrics", "diagnosis", "bootstrap", "people", "slices"}, False, False),
     "scores": ({"skeleton", "metrics", "diagnosis", "bootstrap", "evaluation"}, False, False),
-    "overlays": ({"geometry", "skeleton"}, False, False),
+    "overlays": ({"geometry", "images", "skeleton"}, False, False),
     "predictions": ({"skeleton", "storage"}, False, False),
     "tasks": ({"skeleton", "geometry", "metrics", "storage"}, False, False),
     "head_parts": (set(), True, False),
@@ -130,7 +130,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
         False,
         True,
     ),
-    "report": (RESULTS | {"cases", "comparing", "runs", "plots", "material", "report_page"}, False, False),
+    "report": (RESULTS | {"cli", "cases", "comparing", "runs", "plots", "material", "report_page"}, False, False),
     "study_rows": ({"config", "presets"}, False, False),
     "study_table": ({"predictions", "results", "scores", "sources", "storage"}, False, False),
     "study": (

@@ -115,6 +115,21 @@ def test_a_focus_beyond_the_picture_shows_what_there_is(focus):
     assert count_colour(grid, "red") > 1000
 
 
+def test_a_strip_of_a_pixel_is_shown_and_what_is_no_picture_leaves_its_tile_grey():
+    strip = draw(Overlay(picture(3000, 2, "black"), ""))[:HEIGHT]
+    assert (strip.min(axis=(0, 2)) < 128).sum() == pytest.approx(WIDTH, abs=4)
+    grid = draw(Overlay(picture(colour="red"), ""), Overlay(b"<html>", "gone"), columns=2)
+    assert count_colour(grid[:, : grid.shape[1] // 2], "red") > 0.9 * WIDTH * HEIGHT
+    assert count_colour(grid[:, grid.shape[1] // 2 :], "lightgrey") > 0.9 * WIDTH * HEIGHT
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_16_bits_are_shown_by_their_upper_half(file_format):
+    sink = io.BytesIO()
+    Image.fromarray(np.full((HEIGHT, WIDTH), 0x8080, np.uint16)).save(sink, file_format)
+    assert count_colour(draw(Overlay(sink.getvalue(), "")), "gray") > 0.9 * WIDTH * HEIGHT
+
+
 @pytest.mark.parametrize(("width", "height"), [(100, 900), (900, 100), (5, 5), (3000, 2000)])
 def test_pictures_of_every_shape_fit_their_tile(width, height):
     grid = draw(Overlay(picture(width, height, "red"), ""))

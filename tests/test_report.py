@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.report import draw_pictures, draw_rows, write_predictions
 from jobs import report as job
-from posepipe import cases, html_page, report, snapshots, storage
+from posepipe import cases, html_page, plots, report, snapshots, storage
 from posepipe.config import ReportConfig
 from posepipe.predictions import PREDICTION
 from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
@@ -187,7 +187,7 @@ def test_pictures_that_cannot_be_read_are_said_and_drawn_on_grey(tmp_path, pictu
     page, _ = build(tmp_path, write_run(tmp_path / "mine", pictures, 9, change=lose))
     text = text_of(page)
     assert "drawn on grey: the picture cannot be read (FileNotFoundError)" in text
-    assert "the picture cannot be drawn (UnidentifiedImageError)" in text
+    assert "the picture cannot be drawn (corrupt)" in text
     assert "the picture cannot be drawn (ValueError)" in text
 
 
@@ -488,3 +488,34 @@ def test_every_text_is_escaped():
     for part in parts:
         assert bad not in part
         assert "&lt;b&gt;&amp;&quot;" in part
+
+
+# Few people, many runs
+
+
+def test_of_one_person_no_interval_is_told(tmp_path, pictures):
+    page, _ = build(tmp_path, *(write_run(tmp_path / f"run{seed}", pictures, count=1, seed=seed) for seed in range(2)))
+    assert "nan" not in text_of(page)
+    assert "more than chance" not in text_of(page)
+
+
+def test_the_page_says_how_to_make_it_again(tmp_path, pictures):
+    write_run(tmp_path / "scored", pictures, count=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["study", "--minutes", "60"])
+        page, _ = build(tmp_path, str(tmp_path / "scored"))
+    command = f"python -m jobs.report --predictions-uri {tmp_path}/scored --report-uri {tmp_path}/report"
+    assert sorted(command.split()) == sorted(re.search(r"python -m jobs\.report[^<]*", unescape(page)).group().split())
+
+
+def test_an_eighth_run_looks_unlike_the_first():
+    looks = [(plots._colour(index), plots._marker(index)) for index in range(28)]
+    assert len(set(looks)) == 28
+
+
+def test_a_name_that_begins_with_an_underscore_is_in_the_legend():
+    figure, axes = plots._figure(3)
+    for name in ("_a", "b"):
+        axes.plot([0], [0], label=name)
+    plots._legend(figure, axes, ["_a", "b"])
+    assert sorted(text.get_text() for text in figure.legends[0].get_texts()) == ["_a", "b"]

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from benchmarks.report import draw_rows, write_predictions
-from posepipe import arrays, people, predictions, results, samples, sources, storage, truths
+from posepipe import arrays, people, predictions, results, samples, slices, sources, storage, truths
 from posepipe.columns import list_array
 from posepipe.sources import open_sources
 from posepipe.truths import NOT_PREDICTED, read_truth
@@ -279,6 +279,65 @@ def test_people_too_few_and_too_many_are_named_and_nobody_is_misaligned(folder):
     assert np.isnan(result.person_errors[:2]).all()
     assert result.person_errors[12] == 1
     assert found.locate(12) == ("people without a prediction", 0)
+
+
+def with_status(rows, place, status):
+    """The rows, one of which was not predicted."""
+    found = rows.to_pylist()
+    kept = ("sample_id", "uri", "task")
+    found[place] = {**dict.fromkeys(found[place]), **{name: found[place][name] for name in kept}, "status": status, "detail": "bad"}
+    return pa.Table.from_pylist(found, predictions.PREDICTION)
+
+
+def test_people_without_a_prediction_are_misses_of_the_runs_own_tasks(tmp_path):
+    drawn = draw_rows(np.arange(12), 0.01, PICTURES)
+    truth = truth_of(drawn)
+    for task in ("head", "pose", "head+pose"):
+        blank = {"head": ("joints", "joint_error", "pckh", "pckh_bone"), "pose": ("head_box", "head_iou")}.get(task, ())
+        rows = [{**row, "task": task, **dict.fromkeys(blank)} for row in drawn.slice(0, 9).to_pylist()]
+        uri = str(tmp_path / task)
+        write_predictions(uri, [pa.Table.from_pylist(rows, predictions.PREDICTION)])
+        result = results.evaluate(open_sources([uri], truth, None)[0])
+        assert result.has_pose == ("pose" in task)
+        assert result.counts.pose.num_people == (12 if "pose" in task else 0)
+        assert result.counts.head.boxes.num_boxes == (12 if "head" in task else 0)
+        if "head" in task:
+            assert result.counts.head.boxes.iou_at_50 == pytest.approx(9 / 12)
+
+
+def test_people_whose_row_was_not_predicted_are_misses_and_named(tmp_path):
+    rows = draw_rows(np.arange(6), 0.01, PICTURES)
+    write_predictions(str(tmp_path), [with_status(rows, 2, "corrupt")])
+    (found,) = open_sources([str(tmp_path)], truth_of(rows), None)
+    assert found.notes == ("1 people of the truth have a row that is not ok and count as misses: 1 corrupt",)
+    assert results.evaluate(found).counts.pose.num_people == 6
+
+
+def test_a_picture_is_found_where_the_row_says_unless_the_truth_names_a_place(folder):
+    rows = predictions.read_predictions(folder)
+    own = rows["uri"].to_pylist()
+    for uris, expected in (
+        (["x.jpg"] * 12, own),
+        (["/there/x.jpg"] * 12, ["/there/x.jpg"] * 12),
+        (["s3://b/x.jpg"] * 12, ["s3://b/x.jpg"] * 12),
+    ):
+        truth = truth_of(rows.set_column(rows.column_names.index("uri"), "uri", pa.array(uris)))
+        (found,) = open_sources([folder], truth, None)
+        assert [row["uri"] for row in found.read_rows(range(12))] == expected
+
+
+def test_the_most_frequent_activities_are_kept_apart(tmp_path, monkeypatch):
+    rows = draw_rows(np.arange(100), 0.3, PICTURES).to_pylist()
+    names = [f"act{number:02d}" for number in range(25) for _ in range(1 + number // 6)]
+    rows = rows[: len(names)]
+    for row, name in zip(rows, names, strict=True):
+        row["activity"] = name
+    write_predictions(str(tmp_path), [pa.Table.from_pylist(rows, predictions.PREDICTION)])
+    found, choose = [], slices.choose_slicing
+    monkeypatch.setattr(slices, "choose_slicing", lambda *given: found.append(choose(*given)) or found[-1])
+    results.evaluate(open_sources([str(tmp_path)], None, None)[0])
+    assert found[0].activities[0] == "act24"
+    assert "act01" not in found[0].activities
 
 
 def test_predictions_of_other_people_altogether_are_refused(folder):

@@ -39,10 +39,11 @@ def test_the_first_epoch_counts_with_what_the_history_leaves_out_of_the_others()
 
 def test_a_pause_of_an_interrupted_run_does_not_count() -> None:
     assert study.training_seconds(history(4, 4, 4, 4), [6, 12, 5000, 5006], other_seconds=2) == 4 * 6
+    assert study.training_seconds(history(4, 4), [6, 5000], other_seconds=2) == 2 * 6
 
 
 def test_a_calibration_that_was_interrupted_begins_anew_and_keeps_no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    run_uri = tmp_path / "calibration" / "row"
+    run_uri = tmp_path / "checkpoint_study" / "row"
     storage.write_bytes(str(run_uri / "checkpoint_1" / "state.pt"), b"half")
     storage.write_bytes(str(run_uri / "config.json"), b"{}")
     trained = []

@@ -481,8 +481,8 @@ def test_crops_that_are_no_squares_go_all_the_way_and_samples_score_as_their_pic
     (tmp_path / "people.csv").write_text("\n".join(["uri,center_x,center_y,scale", *lines]))
     found = []
     for name, inputs in (("samples", {"samples_uri": samples_uri}), ("pictures", {"images_uri": str(tmp_path / "people.csv")})):
-        scoring.score(ScoreConfig(checkpoint_uri=(result["run_uri"],), predictions_uri=str(tmp_path / name), **inputs))
-        found.append(predictions.read_predictions(str(tmp_path / name)).to_pylist())
+        scoring.score(ScoreConfig(checkpoint_uri=(result["run_uri"],), predictions_uri=str(tmp_path / "scored" / name), **inputs))
+        found.append(predictions.read_predictions(str(tmp_path / "scored" / name)).to_pylist())
     by_frame = {tuple(np.round(row["crop_to_image"], 6)): np.reshape(row["joints"], (16, 2)) for row in found[1]}
     sides = [10 * row["head_size"] for row in found[0]]
     off = [

@@ -19,7 +19,7 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.tune.schedulers import TrialScheduler
 
 from posepipe import failures, runs, samples, scoring, storage, training, trials, tuning
-from posepipe.config import DEFAULT_MILESTONES, ScoreConfig, TrainConfig, TuneConfig
+from posepipe.config import ScoreConfig, TrainConfig, TuneConfig
 from posepipe.trials import Trial
 
 
@@ -36,13 +36,6 @@ def test_a_run_of_train_is_no_place_for_a_sweep(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ValueError, match=r"run is a run of jobs\.train; choose another --name"):
         tuning._claim_sweep(config, str(tmp_path / "run"))
     assert os.listdir(tmp_path / "run") == [runs.CONFIG_FILE]
-
-
-def test_a_trial_of_another_schedule_leaves_the_milestones_of_the_sweep_behind() -> None:
-    shared = TrainConfig(samples_uri="s", runs_uri="r", name="sweep", schedule="step", milestones=(0.5,))
-    assert tuning._with_parameters(shared, {"schedule": "step", "learning_rate": 0.5}).milestones == (0.5,)
-    cosine = tuning._with_parameters(shared, {"schedule": "cosine"})
-    assert (cosine.schedule, cosine.milestones) == ("cosine", DEFAULT_MILESTONES)
 
 
 # ASHA
