@@ -98,12 +98,13 @@ def _fold_batch_norm(network: nn.Module, size: tuple[int, int]) -> nn.Module:
 
     A network that cannot be traced, or that gives something else when it is (one that collects its features by hooks), stays as it is.
     """
+    pixels = torch.randn(1, 3, size[1], size[0], generator=torch.Generator().manual_seed(0))
     try:
         folded = fuse(network)
+        outputs = network(pixels), folded(pixels)
     except Exception:  # Tracing runs the network's own code on symbols, which may end with whatever that code raises.
         return network
-    pixels = torch.randn(1, 3, size[1], size[0], generator=torch.Generator().manual_seed(0))
-    wanted, found = ([maps] if isinstance(maps, torch.Tensor) else maps for maps in (network(pixels), folded(pixels)))
+    wanted, found = ([maps] if isinstance(maps, torch.Tensor) else maps for maps in outputs)
     is_same = len(wanted) == len(found) and all(map(_is_close, wanted, found))
     return folded if is_same else network
 
