@@ -211,7 +211,7 @@ def require_own(run_uri: str, run: dict[str, Any] | None) -> None:
 
 
 def clear(run_uri: str, *others: str) -> None:
-    """Takes a run's files away, those first that make a reader believe in the others, and at last `others`, names below it."""
+    """Takes a run's files away, those first that make a reader believe in the others. `others`: more of them, by their names below it."""
     for name in (storage.SUCCESS, storage.MANIFEST, RUN_FILE, *others):
         storage.delete([storage.join_uri(run_uri, name)])
     for folder in ("done", "parts", "inputs"):

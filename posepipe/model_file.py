@@ -77,7 +77,7 @@ class Checkpoint:
 
 
 def read_checkpoint(uri: str) -> Checkpoint:
-    """Errors as of `read_model_file`."""
+    """What lies at `uri`, as the plan of a scoring run knows it; errors as of `read_model_file`."""
     uri = storage.resolve_uri(uri)
     config, model_id = read_model_config(uri)
     return Checkpoint(uri, model_id, config.task, config.framing, config.size)
