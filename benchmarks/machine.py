@@ -1,14 +1,20 @@
-"""What a benchmark runs on and with: its cores, Ray on just these, and the JSON that says so beside the figures."""
+"""What a benchmark runs on and with: its cores and GPUs, Ray on just these, and the JSON that says so beside the figures."""
 
 import importlib.metadata
 import logging
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import posepipe
 
 CORES = len(os.sched_getaffinity(0))
 PACKAGES = ("posepipe", "ray", "torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "scipy", "pyarrow", "fsspec", "s3fs")
@@ -41,9 +47,10 @@ def record(benchmark: str, figures: dict[str, Any], load_before: Sequence[float]
             "processor": _processor(),
             "cores": CORES,
             "load_average": {"before": load_before, "after": os.getloadavg()},
+            "gpus": _ask_gpus("name,driver_version"),
             "python": platform.python_version(),
         },
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES},
         **figures,
     }
 
@@ -55,6 +62,53 @@ def medians(values: dict[str, list[float]]) -> dict[str, float]:
 def spread(values: Sequence[float]) -> str:
     """Smallest and largest, for tables."""
     return f"[{min(values):.1f} .. {max(values):.1f}]"
+
+
+class GpuWatch:
+    """How busy the GPUs are, asked of nvidia-smi ten times a second; without one there is nothing to see. A context manager."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[float, float]] = []
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> "GpuWatch":
+        if shutil.which("nvidia-smi"):
+            command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100"]
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
+    def _read(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            if line.strip().isdecimal():
+                self._seen.append((time.time(), int(line) / 100))
+
+    def mean(self, begin: float, end: float) -> float | None:
+        """The mean share of time in which a kernel ran, over all GPUs, between two times of `time.time()`; None where nobody looked."""
+        seen = [share for moment, share in self._seen if begin <= moment <= end]
+        return statistics.mean(seen) if seen else None
+
+
+def _ask_gpus(fields: str) -> list[str]:
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+
+
+def _version(name: str) -> str | None:
+    """None for what is not installed, as s3fs where no benchmark asks for it."""
+    if name == "posepipe":  # runs from its folder, installed or not
+        return posepipe.__version__
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

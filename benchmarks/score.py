@@ -8,10 +8,12 @@ All read the same files on the same cores, one after the other, round by round. 
 * script: a torch DataLoader with torchvision's decoder and antialiased resize, one worker process per core, started before the clock;
   the same network on all cores; rows to Parquet, a file per shard. It keeps no status, resumes nothing and dies of a bad picture.
 * decode: bytes in memory -> crops, a process per core.
-* model: crops in memory -> points, on all cores: the better of one process with a thread per core and one process of one thread per core.
+* model: crops in memory -> points, on all cores: the better of one process with a thread per core and one process of one thread per core;
+  with --use-gpu, crops on the GPU -> points there.
+* nvJPEG (with --use-gpu): bytes in memory -> crops on the GPU, by torchvision's decoder for GPUs.
 
 Decoding and the network share the cores, so nobody can have both limits: `bound` is what all cores reach if they do nothing but the two,
-1 / (1 / decode + 1 / model).
+1 / (1 / decode + 1 / model). With the network on a GPU it is the slower of the two.
 """
 
 import concurrent.futures
@@ -49,8 +51,9 @@ from posepipe.skeleton import NUM_JOINTS
 
 LIMIT_SAMPLE = 64
 SHARD_SIZE = 128
-SCRIPT_IMAGES = 16 * SHARD_SIZE  # enough for a rate: its processes run before the clock starts
+SCRIPT_IMAGES = 8 * CORES * SHARD_SIZE  # enough for a rate: its processes run before the clock starts
 BATCH = 64
+BATCHES = 4  # between two looks at the clock
 SECONDS = 3.0  # of each limit
 
 
@@ -70,6 +73,8 @@ class BenchmarkConfig:
     """Rounds over all contestants."""
     precision: Precision = "float32"
     """float32 or bfloat16, of all but the decoder."""
+    use_gpu: bool = False
+    """The networks run on the GPU."""
     num_actors: int = 0
     """Predictor processes of posepipe; 0: as many as it takes on its own."""
     cpus_per_actor: int = 1
@@ -102,6 +107,7 @@ def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: st
             predictions_uri=folder,
             shard_size=SHARD_SIZE,
             precision=config.precision,
+            use_gpu=config.use_gpu,
             num_actors=config.num_actors,
             cpus_per_actor=config.cpus_per_actor,
         )
@@ -125,16 +131,17 @@ def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: st
 
 def script_rate(config: BenchmarkConfig, model: PoseModel, paths: list[str], loader: Any) -> float:
     torch.set_num_threads(CORES)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16")
+    device = find_device(config)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(), autocast:
         rows: list[dict[str, Any]] = []
         files = count = 0
         start = time.perf_counter()
         for indices, pixels, widths, heights in loader:
-            points, confidence = model.predict(pixels)
-            confidences = [None] * len(points) if confidence is None else list(confidence.numpy())
+            points, confidence = model.predict(pixels.to(device, non_blocking=True))
+            confidences = [None] * len(points) if confidence is None else list(confidence.cpu().numpy())
             scale = torch.stack([widths, heights], dim=1)[:, None] / config.size
-            joints = ((points + 0.5) * scale - 0.5).reshape(len(points), 2 * NUM_JOINTS).numpy()
+            joints = ((points.cpu() + 0.5) * scale - 0.5).reshape(len(points), 2 * NUM_JOINTS).numpy()
             for place, index in enumerate(indices.tolist()):
                 rows.append({"uri": paths[index], "joints": joints[place], "confidence": confidences[place]})
             if len(rows) >= SHARD_SIZE:
@@ -169,14 +176,30 @@ def _load(*arguments: Any) -> None:
     global _loaded
     config, checkpoint_uri, data, barrier = arguments
     torch.set_num_threads(1)
-    _loaded = config, load(config, checkpoint_uri), data, barrier
+    _loaded = (None if config.use_gpu else Network(config, checkpoint_uri)), config, data, barrier
 
 
-def load(config: BenchmarkConfig, checkpoint_uri: str) -> PoseModel:
-    """The network as posepipe's actors run it."""
-    checkpoint = model_file.read_checkpoint(checkpoint_uri)
-    threads = torch.get_num_threads()
-    return Ensemble([checkpoint], [checkpoint.size], BATCH, threads, False, False, (1.0,), config.precision).models[0]
+def find_device(config: BenchmarkConfig) -> torch.device:
+    return torch.device("cuda" if config.use_gpu else "cpu")
+
+
+class Network:
+    """The network as posepipe's actors run it, and a batch of crops where it runs."""
+
+    def __init__(self, config: BenchmarkConfig, checkpoint_uri: str) -> None:
+        checkpoint = model_file.read_checkpoint(checkpoint_uri)
+        threads = torch.get_num_threads()
+        ensemble = Ensemble([checkpoint], [checkpoint.size], BATCH, threads, config.use_gpu, False, (1.0,), config.precision)
+        [self._model] = ensemble.models
+        crops = np.random.default_rng(0).integers(0, 256, (BATCH, config.size, config.size, 3), dtype=np.uint8)
+        self._pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).to(find_device(config))
+
+    @torch.inference_mode()
+    def predict(self) -> int:
+        for _ in range(BATCHES):
+            points, _ = self._model.predict(self._pixels)
+        points.cpu()  # Waits for a GPU.
+        return BATCHES * BATCH
 
 
 def _repeat(once: Callable[[], int]) -> float:
@@ -194,7 +217,7 @@ def repeat(once: Callable[[], int]) -> float:
 
 
 def decode_all() -> int:
-    config, _, data, _ = _loaded
+    _, config, data, _ = _loaded
     for picture in data:
         header = images.read_header(picture)
         size = (config.size, config.size)
@@ -203,21 +226,29 @@ def decode_all() -> int:
 
 
 def predict_all() -> int:
-    return predict(*_loaded[:2])
-
-
-@torch.inference_mode()
-def predict(config: BenchmarkConfig, model: PoseModel) -> int:
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (BATCH, 3, config.size, config.size), dtype=np.uint8))
-    model.predict(pixels)
-    return len(pixels)
+    network: Network = _loaded[0]
+    return network.predict()
 
 
 def model_rate(config: BenchmarkConfig, checkpoint_uri: str, limits: Limits) -> float:
     torch.set_num_threads(CORES)
-    model = load(config, checkpoint_uri)
-    predict(config, model)
-    return max(repeat(lambda: predict(config, model)), limits.rate(predict_all))
+    network = Network(config, checkpoint_uri)
+    network.predict()
+    alone = repeat(network.predict)
+    return alone if config.use_gpu else max(alone, limits.rate(predict_all))
+
+
+def gpu_decoder_rate(config: BenchmarkConfig, data: list[bytes]) -> float:
+    pictures = [torch.frombuffer(bytearray(each), dtype=torch.uint8) for each in data]
+
+    def decode() -> int:
+        decoded = torchvision.io.decode_jpeg(pictures, torchvision.io.ImageReadMode.RGB, device="cuda")
+        crops = [functional.resize(pixels, [config.size, config.size], antialias=True) for pixels in decoded]
+        torch.stack(crops).sum().item()  # Waits for the GPU.
+        return len(pictures)
+
+    decode()
+    return repeat(decode)
 
 
 def measure(config: BenchmarkConfig, folder: Path) -> tuple[dict[str, list[float]], list[float]]:
@@ -246,16 +277,19 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[dict[str, list[float
         Pictures(paths[:SCRIPT_IMAGES], config.size),
         batch_size=BATCH,
         num_workers=CORES,
+        pin_memory=config.use_gpu,
         persistent_workers=True,
         multiprocessing_context="forkserver",
     )
     limits = Limits(config, str(folder / "run"), data)
     starts: list[float] = []
+    on_device = model.to(find_device(config))
     contestants: dict[str, Callable[[], float]] = {
         "posepipe": lambda: posepipe_rate(config, str(folder / "run"), manifest_uri, starts),
-        "script": lambda: script_rate(config, model, paths[:SCRIPT_IMAGES], loader),
+        "script": lambda: script_rate(config, on_device, paths[:SCRIPT_IMAGES], loader),
         "decode": lambda: limits.rate(decode_all),
         "model": lambda: model_rate(config, str(folder / "run"), limits),
+        **({"nvJPEG": lambda: gpu_decoder_rate(config, data)} if config.use_gpu else {}),
     }
     machine.start_ray(config.num_cpus)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
@@ -276,7 +310,7 @@ def main() -> None:
         rates, starts = measure(config, Path(folder))
     medians = machine.medians(rates)
     slower = min(medians["decode"], medians["model"])
-    bound = 1 / (1 / medians["decode"] + 1 / medians["model"])
+    bound = slower if config.use_gpu else 1 / (1 / medians["decode"] + 1 / medians["model"])
     print(f"{'':10}{'img/s':>8}  {'[min .. max]':18}{'/ slower limit':>15}{'/ bound':>9}{'/ script':>10}")
     for name, values in rates.items():
         ratios = f"{medians[name] / slower:15.2f}{medians[name] / bound:9.2f}{medians[name] / medians['script']:10.2f}"

@@ -10,6 +10,8 @@ All train the same network on the same samples with as many workers and threads,
 Rates are of the epochs from the second on. What starts once (processes, imports, decoding into the object store, the first batches) is
 `start`: the end of the first epoch after the call, less what the second one takes, validation included where there is one.
 The model's FLOP are those of its products and convolutions; their share of what a product of large matrices reaches is `of matrix rate`.
+`GPU busy` is the share of those epochs in which a kernel ran, by nvidia-smi, validation and checkpoints included. The second table is of
+one step of posepipe's, each part waited for.
 """
 
 import dataclasses
@@ -117,6 +119,7 @@ def posepipe_run(config: TrainConfig, folder: Path) -> dict[str, Any]:
     return {
         "images_per_second": statistics.median(row["images_per_second"] for row in history[1:]),
         "start": ends[0] - start - (ends[1] - ends[0]),
+        "window": (ends[0], ends[-1]),
         "seconds_data": statistics.median(row["seconds_data"] for row in history[1:]),
         "gpu_memory_bytes": history[-1]["gpu_memory_bytes"] or 0,
     }
@@ -153,6 +156,7 @@ def summarise(workers: list[dict[str, Any]], start: float) -> dict[str, Any]:
     return {
         "images_per_second": statistics.median(rates[1:]),
         "start": ends[0] - start - (ends[1] - ends[0]),
+        "window": (ends[0], ends[-1]),
         "gpu_memory_bytes": max(worker["gpu_memory_bytes"] for worker in workers),
     }
 
@@ -220,12 +224,15 @@ def measure(config: TrainBenchmark, folder: Path) -> dict[str, dict[str, Any]]:
         contestants[model] = build_contestants(config, run, job, folder)
         [rates] = train_peers.run_apart(train_peers.measure_rates, 1, job)
         measured[model] = {**rates, "runs": {name: [] for name in config.contestants}}
-    for repetition in range(config.repetitions):
-        for model, runs in contestants.items():
-            for name, contest in runs.items():
-                found = contest()
-                measured[model]["runs"][name].append(found)
-                print(f"round {repetition + 1}: {model} {name} {found['images_per_second']:.1f} img/s", file=sys.stderr, flush=True)
+    with machine.GpuWatch() as watch:
+        for repetition in range(config.repetitions):
+            for model, runs in contestants.items():
+                for name, contest in runs.items():
+                    found = contest()
+                    found["gpu_busy"] = watch.mean(*found.pop("window"))
+                    measured[model]["runs"][name].append(found)
+                    line = f"round {repetition + 1}: {model} {name} {found['images_per_second']:.1f} img/s"
+                    print(line, file=sys.stderr, flush=True)
     if ray.is_initialized():
         ray.shutdown()
     return measured
@@ -237,7 +244,7 @@ def print_table(measured: dict[str, dict[str, Any]], num_workers: int) -> dict[s
         model: {name: statistics.median(run["images_per_second"] for run in runs) for name, runs in found["runs"].items()}
         for model, found in measured.items()
     }
-    titles = f"{'/ limit':>9}{'/ script':>10}{'of matrix rate':>16}{'start, s':>10}{'GPU GiB':>9}"
+    titles = f"{'/ limit':>9}{'/ script':>10}{'of matrix rate':>16}{'start, s':>10}{'GPU GiB':>9}{'GPU busy':>10}"
     print(f"{'':18}{'':20}{'img/s':>8}  {'[min .. max]':20}{titles}")
     for model, found in measured.items():
         for name, runs in found["runs"].items():
@@ -245,10 +252,15 @@ def print_table(measured: dict[str, dict[str, Any]], num_workers: int) -> dict[s
             ratios = [f"{rate / medians[model][peer]:.2f}" if peer in medians[model] else "" for peer in ("limit", "script")]
             share = rate * found["flop_per_image"] / (num_workers * found["matrix_flop_per_second"])
             memory = max(run["gpu_memory_bytes"] for run in runs) / 2**30
+            busy = [run["gpu_busy"] for run in runs if run["gpu_busy"] is not None]
             print(
                 f"{model:18}{name:20}{rate:8.1f}  {machine.spread(rates):20}{ratios[0]:>9}{ratios[1]:>10}{share:16.2f}"
                 f"{statistics.median(run['start'] for run in runs):10.1f}{f'{memory:.2f}' if memory else '':>9}"
+                f"{f'{statistics.median(busy):.2f}' if busy else '':>10}"
             )
+    print(f"\n{'ms of a step':18}" + "".join(f"{part:>12}" for part in train_peers.PARTS))
+    for model, found in measured.items():
+        print(f"{model:18}" + "".join(f"{1000 * found['step_seconds'][part]:12.2f}" for part in train_peers.PARTS))
     return medians
 
 

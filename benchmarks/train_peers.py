@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from posepipe.augmentation import augment
 from posepipe.config import TrainConfig
 from posepipe.models import load_model
 from posepipe.optimizers import build_optimizer
@@ -33,6 +34,8 @@ COLOURS = v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.4)
 BLUR = v2.RandomApply([v2.GaussianBlur(9, (0.5, 1.5))], p=0.2)
 HOLE = v2.RandomErasing(p=0.3, scale=(0.01, 0.09), ratio=(0.33, 3.0))
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+PARTS = ("upload", "augment", "forward", "backward", "optimizer")
+NUM_TIMED = 12  # the first two of which only warm up
 Batch = tuple[Tensor, Tensor]
 
 
@@ -89,18 +92,22 @@ def augment_crop(pixels: Tensor, joints: Tensor, size: tuple[int, int], is_augme
 
 
 class Crops(torch.utils.data.Dataset[Batch]):
-    """JPEG files and an array of joints."""
+    """JPEG files and an array of joints.
+
+    Attributes:
+        paths: of the files.
+    """
 
     def __init__(self, folder: str, size: tuple[int, int], is_augmented: bool) -> None:
-        self._paths = sorted(str(path) for path in Path(folder).glob("*.jpg"))
+        self.paths = sorted(str(path) for path in Path(folder).glob("*.jpg"))
         self._joints = torch.from_numpy(np.load(Path(folder) / "joints.npy"))
         self._size, self._is_augmented = size, is_augmented
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> Batch:
-        pixels = torchvision.io.decode_image(self._paths[index], mode=torchvision.io.ImageReadMode.RGB)
+        pixels = torchvision.io.decode_image(self.paths[index], mode=torchvision.io.ImageReadMode.RGB)
         return augment_crop(pixels, self._joints[index], self._size, self._is_augmented)
 
 
@@ -141,6 +148,7 @@ def run_worker(rank: int, world: int, port: int, job: Job, results: Any) -> None
     device = torch.device("cuda", rank) if config.use_gpu else torch.device("cpu")
     if config.use_gpu:
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = job.is_ready
     if world > 1:
         backend = "nccl" if config.use_gpu else "gloo"
         torch.distributed.init_process_group(backend, f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
@@ -148,7 +156,7 @@ def run_worker(rank: int, world: int, port: int, job: Job, results: Any) -> None
     if not job.is_channels_last:
         own.to(memory_format=torch.contiguous_format)
     own.train()
-    # The limit has posepipe's optimizer, the script what its writer gets by default.
+    # The limit has posepipe's optimizer and settings, the script what its writer gets by default.
     optimizer = build_optimizer(own, config) if job.is_ready else torch.optim.Adam(own.parameters(), lr=config.learning_rate)
     model: nn.Module = own
     if world > 1:
@@ -160,6 +168,8 @@ def run_worker(rank: int, world: int, port: int, job: Job, results: Any) -> None
     if job.is_ready:
         loaded = [dataset[index % len(dataset)] for index in range(size)]
         pixels, target = torch.stack([each[0] for each in loaded]).float().to(device), torch.stack([each[1] for each in loaded]).to(device)
+        if job.is_channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
         batches: Callable[[int], Iterable[Batch]] = lambda epoch: [(pixels, target)] * (job.num_images // config.batch_size)  # noqa: E731
     else:
         sampler: Any = torch.utils.data.DistributedSampler(dataset, world, rank) if world > 1 else None
@@ -199,11 +209,12 @@ def run_apart(target: Callable[..., None], world: int, *arguments: Any) -> list[
 
 
 def measure_rates(rank: int, world: int, port: int, job: Job, results: Any) -> None:
-    """FLOP of a training step per image, and FLOP per second of a large product of matrices in the precision of the run."""
+    """FLOP of a training step per image, FLOP per second of a large product in the run's precision, and where the time of a step goes."""
     config = job.config
     torch.set_num_threads(config.cpus_per_worker)
     device = torch.device("cuda" if config.use_gpu else "cpu")
     own = load_model(job.model)[0].to(device).train()
+    torch.backends.cudnn.benchmark = True
     counter = FlopCounterMode(display=False)
     with counter:
         head: Any = own.head
@@ -212,14 +223,59 @@ def measure_rates(rank: int, world: int, port: int, job: Job, results: Any) -> N
         head.loss(own(pixels), target, torch.ones(2, 16, dtype=torch.bool, device=device))[0].backward()
     side = MATRIX_SIDE[device.type]
     matrix = torch.randn(side, side, device=device, dtype=getattr(torch, config.precision))
-    seconds = []
-    for _ in range(12):
-        start = time.perf_counter()
-        matrix @ matrix
-        if config.use_gpu:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    results.put({"flop_per_image": counter.get_total_flops() / 2, "matrix_flop_per_second": 2 * side**3 / float(np.median(seconds[2:]))})
+    product = _clock([lambda: matrix @ matrix], device)[0]
+    results.put(
+        {
+            "flop_per_image": counter.get_total_flops() / 2,
+            "matrix_flop_per_second": 2 * side**3 / product,
+            "step_seconds": _measure_parts(own, job, device),
+        }
+    )
+
+
+def _clock(parts: list[Callable[[], Any]], device: torch.device) -> list[float]:
+    """Median seconds of each of these, which are done in turn and waited for."""
+    seconds: list[list[float]] = [[] for _ in parts]
+    for _ in range(NUM_TIMED):
+        for part, times in zip(parts, seconds, strict=True):
+            start = time.perf_counter()
+            part()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+    return [float(np.median(times[2:])) for times in seconds]
+
+
+def _measure_parts(own: Any, job: Job, device: torch.device) -> dict[str, float]:
+    """Seconds of each part of a step of posepipe's, from pixels on the CPU to new weights."""
+    config, (width, height) = job.config, job.size
+    picture = torchvision.io.decode_image(next(iter(Crops(job.crops, job.size, False).paths)))
+    margin = (picture.shape[2] - width) // 2, (picture.shape[1] - height) // 2
+    rows = torch.empty((config.batch_size, *picture.shape[1:], 3), dtype=torch.uint8, pin_memory=config.use_gpu)
+    stored = rows.permute(0, 3, 1, 2)
+    stored[:] = picture
+    points = torch.rand(config.batch_size, 16, 2) * torch.tensor(job.size)
+    optimizer = build_optimizer(own, config)
+    generator = torch.Generator().manual_seed(0)
+    made: dict[str, Any] = {}
+
+    def upload() -> None:
+        made["pixels"], made["target"] = (part.to(device, non_blocking=True) for part in (stored, points))
+
+    def change() -> None:
+        if config.augment:
+            made["pixels"], made["target"] = augment(made["pixels"], made["target"], TASKS["pose"], generator, (0, 1), margin)
+
+    def forward() -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+            output = own(made["pixels"])
+        made["loss"] = own.head.loss(output, made["target"], find_valid(made["target"], TASKS["pose"], job.size))[0]
+
+    def backward() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        made["loss"].backward()
+
+    return dict(zip(PARTS, _clock([upload, change, forward, backward, optimizer.step], device), strict=True))
 
 
 def decode_batch(batch: dict[str, Any], size: tuple[int, int], is_augmented: bool) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def augment(
     rank, world = place
     # One row of numbers per row of the global batch, drawn in one go: the first rows do not depend on how many follow.
     drawn = torch.rand((rank + world * (len(pixels) - 1) + 1, NUM_DRAWN), generator=generator)[rank::world]
-    warped, moved = warp(pixels, points, task, drawn[:, WARP].to(pixels.device, non_blocking=True), margin)
+    warped, moved = warp(pixels, points, task, _to(drawn[:, WARP], pixels.device), margin)
     changed = recolour(warped, drawn[:, RECOLOUR])
     blur(changed, drawn[:, BLUR])
     hide(changed, drawn[:, HOLE])
@@ -76,7 +76,7 @@ def warp(pixels: Tensor, points: Tensor, task: Task, drawn: Tensor, margin: tupl
         margin: x and y.
     """
     width, height = pixels.shape[-1] - 2 * margin[0], pixels.shape[-2] - 2 * margin[1]
-    stored, size = points.new_tensor([pixels.shape[-1], pixels.shape[-2]]), points.new_tensor([width, height])
+    stored, size = (_to(torch.tensor(sides, dtype=points.dtype), points.device) for sides in (pixels.shape[:1:-1], (width, height)))
     middle = (size - 1) / 2
     angle, scale = _between(drawn[:, 0], -MAX_ROTATION, MAX_ROTATION), _between(drawn[:, 1], *SCALES)
     shift, is_flipped = _between(drawn[:, 2:4], -MAX_SHIFT, MAX_SHIFT) * size, drawn[:, 4] < 0.5
@@ -95,7 +95,7 @@ def warp(pixels: Tensor, points: Tensor, task: Task, drawn: Tensor, margin: tupl
     grid = torch.addcmul((linear[:, :, 1:] * down + offset[..., None])[..., None], linear[:, :, :1, None], across)
     warped = F.grid_sample(pixels.float(), grid.permute(0, 2, 3, 1), align_corners=False)
 
-    ordered = torch.where(is_flipped[:, None, None], points[:, list(task.flip_order)], points)
+    ordered = torch.where(is_flipped[:, None, None], points[:, _to(torch.tensor(task.flip_order), points.device)], points)
     if task.is_box:
         box_middle = ordered.mean(dim=1, keepdim=True)
         half = (ordered[:, 1:] - box_middle).abs() * scale[:, None, None]
@@ -112,9 +112,9 @@ def _aim_at_half_bodies(
     As in HRNet and mmpose, but the frame stays in the stored picture and does not zoom in beyond `MAX_ZOOM`.
     """
     is_known = points.isfinite().all(dim=-1)
-    halves = torch.zeros((2, points.shape[1]), dtype=torch.bool, device=points.device)
+    halves = torch.zeros((2, points.shape[1]), dtype=torch.bool)
     halves[0, list(UPPER_BODY)], halves[1, list(LOWER_BODY)] = True, True
-    in_half = halves[(drawn[:, 1] < 0.5).long()] & is_known
+    in_half = _to(halves, points.device)[(drawn[:, 1] < 0.5).long()] & is_known
     # A half of one or two joints says nothing of its size; HRNet takes the other one then.
     in_half = torch.where((in_half.sum(dim=1) > 2)[:, None], in_half, is_known & ~in_half)
     count = in_half.sum(dim=1)
@@ -132,7 +132,7 @@ def _aim_at_half_bodies(
 
 def recolour(pixels: Tensor, drawn: Tensor) -> Tensor:
     """Changes saturation, contrast and tint; (N, 3, H, W) pixels in [0, 255], drawn (N, 5) in [0, 1)."""
-    drawn = drawn.to(pixels.device, non_blocking=True)[..., None, None]
+    drawn = _to(drawn, pixels.device)[..., None, None]
     saturation = _between(drawn[:, :1], 1 - MAX_SATURATION, 1 + MAX_SATURATION)
     gain = _between(drawn[:, 1:2], 1 - MAX_CONTRAST, 1 + MAX_CONTRAST) * _between(drawn[:, 2:], 1 - MAX_TINT, 1 + MAX_TINT)
     grey = pixels[:, :1] * LUMA[0]
@@ -151,8 +151,8 @@ def blur(pixels: Tensor, drawn: Tensor) -> None:
     steps = torch.arange(BLUR_REACH + 1)
     weights = torch.exp(-((steps / _between(drawn[rows, 1:], *BLURS)) ** 2) / 2)
     weights = weights / (2 * weights.sum(dim=1, keepdim=True) - weights[:, :1])
-    weights = weights.to(pixels.device, non_blocking=True)[..., None, None, None]
-    rows = rows.to(pixels.device, non_blocking=True)
+    weights = _to(weights, pixels.device)[..., None, None, None]
+    rows = _to(rows, pixels.device)
     blurred = pixels[rows]
     for dim, pad in ((-1, (BLUR_REACH, BLUR_REACH, 0, 0)), (-2, (0, 0, BLUR_REACH, BLUR_REACH))):
         padded, side = F.pad(blurred, pad, mode="replicate"), blurred.shape[dim]
@@ -173,8 +173,8 @@ def hide(pixels: Tensor, drawn: Tensor) -> None:
         rows = (drawn[:, 0] < share).nonzero()[:, 0]
         if not len(rows):
             return
-        of_hole = drawn[rows, 1 + 7 * number : 8 + 7 * number].to(pixels.device, non_blocking=True)
-        rows = rows.to(pixels.device, non_blocking=True)
+        of_hole = _to(drawn[rows, 1 + 7 * number : 8 + 7 * number], pixels.device)
+        rows = _to(rows, pixels.device)
         within = []
         for axis, side in enumerate((width, height)):
             place = (torch.arange(side, device=pixels.device) + 0.5) / side
@@ -186,3 +186,8 @@ def hide(pixels: Tensor, drawn: Tensor) -> None:
 def _between(drawn: Tensor, low: float, high: float) -> Tensor:
     """Numbers in [0, 1) -> numbers in [low, high)."""
     return low + (high - low) * drawn
+
+
+def _to(values: Tensor, device: torch.device) -> Tensor:
+    """On the device, which nobody waits for."""
+    return values.to(device, non_blocking=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from posepipe import averaging, geometry
@@ -73,14 +73,21 @@ class Ensemble:
 
     @torch.inference_mode()
     def _run(self, model: PoseModel, crops: NDArray[np.uint8]) -> averaging.Estimate:
-        points, confidences = [torch.empty((0, TASKS[model.config.task].num_points, 2), dtype=torch.float64)], []
+        nothing = torch.empty((0, TASKS[model.config.task].num_points, 2), dtype=torch.float64, device=self._device)
+        points, confidences = [nothing], []
         for start in range(0, len(crops), self._batch_size):
-            batch = torch.tensor(crops[start : start + self._batch_size]).permute(0, 3, 1, 2).to(self._device)
+            batch = self._upload(crops[start : start + self._batch_size])
             decoded, confidence = averaging.predict(model, batch, flip_test=self._flip_test, scales=self._test_scales)
-            points.append(decoded.double().cpu())
+            points.append(decoded.double())
             if confidence is not None:
-                confidences.append(confidence.double().cpu())
-        return torch.cat(points), torch.cat(confidences) if confidences else None
+                confidences.append(confidence.double())
+        return torch.cat(points).cpu(), torch.cat(confidences).cpu() if confidences else None
+
+    def _upload(self, crops: NDArray[np.uint8]) -> Tensor:
+        """(N, height, width, 3) -> (N, 3, height, width) on the device, which may go on with the batch before meanwhile."""
+        batch = torch.empty(crops.shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        batch.numpy()[...] = crops
+        return batch.permute(0, 3, 1, 2).to(self._device, non_blocking=True)
 
 
 def _load(checkpoint: Checkpoint) -> PoseModel:
@@ -104,10 +111,10 @@ def _fold_batch_norm(network: nn.Module, size: tuple[int, int]) -> nn.Module:
         outputs = network(pixels), folded(pixels)
     except Exception:  # Tracing runs the network's own code on symbols, which may end with whatever that code raises.
         return network
-    wanted, found = ([maps] if isinstance(maps, torch.Tensor) else maps for maps in outputs)
+    wanted, found = ([maps] if isinstance(maps, Tensor) else maps for maps in outputs)
     is_same = len(wanted) == len(found) and all(map(_is_close, wanted, found))
     return folded if is_same else network
 
 
-def _is_close(wanted: torch.Tensor, found: torch.Tensor) -> bool:
+def _is_close(wanted: Tensor, found: Tensor) -> bool:
     return wanted.shape == found.shape and bool((wanted - found).abs().max() <= 1e-4 * wanted.abs().max())

@@ -45,7 +45,8 @@ def hide(target: Tensor, is_valid: Tensor) -> Tensor:
 
 def is_inside(points: Tensor, size: tuple[int, int]) -> Tensor:
     """Whether points (N, K, 2), crop px, lie in a crop of this width and height; NaN does not."""
-    return ((points >= -0.5) & (points <= points.new_tensor(size) - 0.5)).all(dim=-1)
+    x, y = points.unbind(dim=-1)
+    return (x >= -0.5) & (x <= size[0] - 0.5) & (y >= -0.5) & (y <= size[1] - 0.5)
 
 
 def to_cells(coordinates: Tensor, side: int, num_cells: int) -> Tensor:
@@ -91,7 +92,8 @@ def fit_peak(logits: Tensor, peak: Tensor) -> Tensor:
     right = torch.einsum("...w,iw->...i", weights * values, powers)
     # Where fewer than three cells have weight the system has no solution of its own; a little of the identity keeps it solvable.
     ridge = 1e-18 * torch.eye(3, dtype=torch.float64, device=logits.device)
-    _, slope, curvature = torch.linalg.solve(moments + ridge, right).unbind(-1)
+    # Not `solve`, which waits for a GPU to say whether there was a solution.
+    _, slope, curvature = torch.linalg.solve_ex(moments + ridge, right).result.unbind(-1)
     offset = -slope / (2 * curvature)
     is_top = (curvature < 0) & (offset.abs() <= PEAK_REACH) & (is_there.sum(-1) >= 3)
     return peak + torch.where(is_top, offset, torch.zeros_like(offset))

@@ -106,11 +106,10 @@ class HeatmapHead(nn.Module):
         logits = logits.view_as(output)
         near_rows, near_columns = _near(row, rows), _near(column, columns)
         # What lies beside the window belongs to other peaks.
-        outside = logits.new_tensor(-torch.inf)
-        along_x = torch.where(near_rows[..., :, None], logits, outside).logsumexp(dim=-2)
-        along_y = torch.where(near_columns[..., None, :], logits, outside).logsumexp(dim=-1)
+        along_x = torch.where(near_rows[..., :, None], logits, -torch.inf).logsumexp(dim=-2)
+        along_y = torch.where(near_columns[..., None, :], logits, -torch.inf).logsumexp(dim=-1)
         places = [to_px(fit_peak(along_x, column), self.size[0], columns), to_px(fit_peak(along_y, row), self.size[1], rows)]
-        mass = torch.where(near_columns, along_x, outside).exp().sum(dim=-1)
+        mass = torch.where(near_columns, along_x, -torch.inf).exp().sum(dim=-1)
         return torch.stack(places, dim=-1).to(output.dtype), mass
 
     def mirror(self, output: Tensor, flip_order: Sequence[int]) -> Tensor:

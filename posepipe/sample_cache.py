@@ -24,18 +24,22 @@ class SampleCache:
         margin: px (x, y) that lie around the crop on each side.
     """
 
-    def __init__(self, dataset: Any, size: tuple[int, int], margin: tuple[int, int] = (0, 0), num_threads: int = 1) -> None:
+    def __init__(
+        self, dataset: Any, size: tuple[int, int], margin: tuple[int, int] = (0, 0), num_threads: int = 1, *, is_pinned: bool = False
+    ) -> None:
         """
         Args:
             dataset: of `training_data.load_crops`.
             size: width and height of the crops, px.
             margin: of the dataset's pictures.
             num_threads: that decode what is not decoded yet, of every batch.
+            is_pinned: batches lie in pinned memory, from which a GPU copies while it computes.
 
         Raises:
             ValueError: the pictures are not of this size and margin.
         """
         self.margin = margin
+        self._is_pinned = is_pinned
         (width, height), (x, y) = size, margin
         self._shape = (height + 2 * y, width + 2 * x, 3)
         self._inner = slice(y, y + height), slice(x, x + width)
@@ -65,9 +69,11 @@ class SampleCache:
     def _stack(self, indices: Sequence[int], part: tuple[slice, slice]) -> Tensor:
         rows = [self._rows[index] for index in indices]
         pictures = list(self._pool.map(self._decode, rows)) if self._pool else rows
-        # A worker may have no part of a last, small batch.
-        stacked = np.stack([each[part] for each in pictures]) if pictures else np.empty((0, *self._shape), np.uint8)[(slice(None), *part)]
-        return torch.from_numpy(stacked).permute(0, 3, 1, 2)
+        shape = np.broadcast_to(0, self._shape)[part].shape
+        stacked = torch.empty((len(rows), *shape), dtype=torch.uint8, pin_memory=self._is_pinned)
+        if pictures:  # A worker may have no part of a last, small batch.
+            np.stack([each[part] for each in pictures], out=stacked.numpy())
+        return stacked.permute(0, 3, 1, 2)
 
     def _decode(self, data: pa.BinaryScalar) -> NDArray[np.uint8]:
         picture = images.decode_jpeg(data.as_py())

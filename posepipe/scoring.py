@@ -154,8 +154,15 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
         "precision": config.precision,
     }
     cpus, gpus = planning.actor_share(config, plan.first_stage)
+    # While the rows of one shard are written, the GPU is at the next one.
+    concurrent = 2 if config.use_gpu else 1
     actors: dict[str, Any] = {
-        "compute": ActorPoolStrategy(size=num_actors, max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT_PER_ACTOR),
+        "compute": ActorPoolStrategy(
+            size=num_actors,
+            max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT_PER_ACTOR * concurrent,
+            max_concurrent_calls_per_actor=concurrent,
+            enable_true_multi_threading=config.use_gpu,
+        ),
         "num_cpus": cpus,
         "num_gpus": gpus,
         "runtime_env": cluster.NETWORK_ENV,

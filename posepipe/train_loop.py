@@ -45,6 +45,9 @@ def train_loop(arguments: dict[str, Any]) -> str | None:
     torch.set_num_threads(config.cpus_per_worker)
     if config.deterministic:
         make_deterministic()
+    else:
+        # Every step has the same shapes: what is quickest for them is found out in the first.
+        torch.backends.cudnn.benchmark = True
     for name in ("", "ray.data"):  # Ray Train logs each report through the root logger.
         logging.getLogger(name).setLevel(logging.WARNING)
     device = ray.train.torch.get_device()
@@ -52,10 +55,10 @@ def train_loop(arguments: dict[str, Any]) -> str | None:
         path = os.path.join(folder, MODEL_FILE)
         storage.write_bytes(path, ray.get(arguments["initial"]))
         own, _ = load_model(path)
-    size, margin, num_threads = own.config.size, arguments["margin"], config.cpus_per_worker
-    cache = SampleCache(ray.train.get_dataset_shard("train"), size, margin, num_threads)
+    size, margin, num_threads, is_pinned = own.config.size, arguments["margin"], config.cpus_per_worker, device.type == "cuda"
+    cache = SampleCache(ray.train.get_dataset_shard("train"), size, margin, num_threads, is_pinned=is_pinned)
     val_margin = (0, 0) if arguments["cache"] == "decoded" else margin
-    val_cache = SampleCache(ray.train.get_dataset_shard("val"), size, val_margin, num_threads)
+    val_cache = SampleCache(ray.train.get_dataset_shard("val"), size, val_margin, num_threads, is_pinned=is_pinned)
     num_steps = len(split_batches(torch.arange(len(cache)), config.batch_size))
     batch = GlobalBatch(rank, world)
     average = WeightAverage(own, config.ema_decay) if config.ema_decay else None

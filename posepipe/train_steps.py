@@ -33,6 +33,23 @@ Item = TypeVar("Item")
 Fetched = TypeVar("Fetched")
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a step came to.
+
+    Attributes:
+        step: 0-based, of its epoch.
+        batch: indices of the global batch's samples.
+        values: (3,) float64 on the CPU: the loss summed over the points, how many points, the largest gradient.
+        arrival: of the values, where they are still on their way from the device.
+    """
+
+    step: int
+    batch: Tensor
+    values: Tensor
+    arrival: torch.cuda.Event | None
+
+
 class NonFiniteError(ValueError):
     """A loss or a gradient is no number any more; the same run would come to the same point again."""
 
@@ -116,28 +133,44 @@ class Steps:
                     module.eval()
         order = torch.randperm(len(self.cache), generator=torch.Generator().manual_seed(self.config.seed + progress.epoch))
         batches = split_batches(order, self.config.batch_size)
+        every = self.config.checkpoint_every
+        outcome = None
         # A CPU that computes has no time to spare for fetching besides.
         with read_ahead(self._fetch, batches[progress.step :], is_ahead=self.device.type != "cpu") as fetched:
-            for batch in batches[progress.step :]:
-                self._step(batch, fetched, progress)
-                if self.config.checkpoint_every and progress.step % self.config.checkpoint_every == 0 and progress.step < len(batches):
+            for step, batch in enumerate(batches[progress.step :], progress.step):
+                following = self._step(batch, step, fetched, progress)
+                self._settle(outcome, progress)
+                outcome = following
+                if every and (step + 1) % every == 0 and step + 1 < len(batches):
+                    self._settle(outcome, progress)
+                    outcome = None
                     self.save(progress)
+            self._settle(outcome, progress)
         if not any(math.isfinite(loss) for loss in progress.losses):
             raise NonFiniteError(f"all {len(batches)} steps of epoch {progress.epoch + 1} were left out: no loss was finite")
+
+    @property
+    def _is_ahead(self) -> bool:
+        """Whether the next step is begun before it is known what this one came to: a device that is waited for has nothing to do meanwhile.
+
+        What a bad step did to the weights ends with the run, so nothing is lost, unless such steps are to leave no trace.
+        """
+        return self.device.type == "cuda" and self.config.on_nonfinite == "stop"
 
     def _fetch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """This worker's part of a global batch, on the CPU: pixels, with their margin where they are augmented, and target."""
         indices = batch[self.batch.rank :: self.batch.world]
         # A worker may have no part of a last, small batch.
         read = self.cache.with_margin if self.config.augment and len(indices) else self.cache.pixels
-        parts = read(indices.tolist()), self.truth[indices]
-        # From pinned memory the device copies while it computes.
-        return (parts[0].pin_memory(), parts[1].pin_memory()) if self.device.type == "cuda" else parts
+        target = self.truth[indices]
+        # From pinned memory, as the cache's pixels are, the device copies while it computes.
+        return read(indices.tolist()), target.pin_memory() if self.device.type == "cuda" else target
 
-    def _step(self, batch: Tensor, fetched: Iterator[tuple[Tensor, Tensor]], progress: Progress) -> None:
+    def _step(self, batch: Tensor, step: int, fetched: Iterator[tuple[Tensor, Tensor]], progress: Progress) -> Outcome | None:
+        """One step of the optimizer. Returns what is still to be settled."""
         start = time.monotonic()
         config, rank, world = self.config, self.batch.rank, self.batch.world
-        place = (config.seed, progress.epoch, progress.step)
+        place = (config.seed, progress.epoch, step)
         torch.manual_seed(seed_of(*place, rank))
         self.batch.begin(len(batch), seed_of(*place, -1))
         pixels, target = (part.to(self.device, non_blocking=True) for part in next(fetched))
@@ -164,33 +197,60 @@ class Steps:
         (loss * (world / sums[1].clamp_min(1)).to(loss.dtype)).backward()
         gradients = [parameter.grad for parameter in self.own.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        # The one time in a step that the device is waited for.
-        loss_sum, num_points, largest_gradient = torch.cat([sums, norm.double().view(1)]).tolist()
-        if not math.isfinite(largest_gradient):
-            # On CPUs the largest one takes ten times as long, and is finite where only a square is too large for a float32.
-            largest_gradient = torch.nn.utils.get_total_norm(gradients, norm_type=math.inf).item()
-        if math.isfinite(loss_sum) and math.isfinite(largest_gradient):
+        # On CPUs the largest one takes ten times as long, and is finite where only a square is too large for a float32.
+        is_enough = self.device.type == "cpu" and math.isfinite(norm.item())
+        largest = norm if is_enough else torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)
+        outcome: Outcome | None = self._send(batch, step, torch.cat([sums, largest.double().view(1)]))
+        if self._is_ahead or self._settle(outcome, progress):
             if config.clip_norm:
                 torch.nn.utils.clip_grads_with_norm_(self.own.parameters(), config.clip_norm, norm)
             self.optimizer.step()
             if self.average is not None:
                 self.average.update(self.own)
-            progress.loss_sum += loss_sum
-            progress.num_points += num_points
-            progress.losses.append(loss_sum / max(1.0, num_points))
-        elif config.on_nonfinite == "skip":
+        else:
             for buffer, before in zip(self.own.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-            progress.losses.append(math.nan)
-        else:
-            what = f"the largest gradient is {largest_gradient}" if math.isfinite(loss_sum) else f"the loss is {loss_sum}"
-            raise NonFiniteError(
-                f"{what} in epoch {progress.epoch + 1}, step {progress.step + 1}; the samples of the batch: "
-                f"{', '.join(self.cache.labels['sample_id'][batch.numpy()])}; look at them, lower --learning-rate, "
-                "or leave such steps out with --on-nonfinite skip"
-            )
         with warnings.catch_warnings():  # of a schedule that goes on where the optimizer's first step was left out
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.schedule.step()
         progress.seconds["data"] += loaded - start
         progress.seconds["compute"] += time.monotonic() - loaded
+        return outcome if self._is_ahead else None
+
+    def _send(self, batch: Tensor, step: int, values: Tensor) -> Outcome:
+        """Starts the values on their way to the CPU."""
+        values = values.to("cpu", non_blocking=True)
+        arrival = None
+        if self.device.type == "cuda":
+            arrival = torch.cuda.Event()
+            arrival.record()
+        return Outcome(step, batch, values, arrival)
+
+    def _settle(self, outcome: Outcome | None, progress: Progress) -> bool:
+        """Waits for what a step came to and adds it to `progress`. False: it came to nothing, and may be left out.
+
+        Raises:
+            NonFiniteError: it came to nothing, and may not.
+        """
+        if outcome is None:
+            return True
+        start = time.monotonic()
+        if outcome.arrival is not None:
+            outcome.arrival.synchronize()
+        if self._is_ahead:
+            progress.seconds["compute"] += time.monotonic() - start
+        loss_sum, num_points, largest_gradient = outcome.values.tolist()
+        if math.isfinite(loss_sum) and math.isfinite(largest_gradient):
+            progress.loss_sum += loss_sum
+            progress.num_points += num_points
+            progress.losses.append(loss_sum / max(1.0, num_points))
+            return True
+        if self.config.on_nonfinite == "skip":
+            progress.losses.append(math.nan)
+            return False
+        what = f"the largest gradient is {largest_gradient}" if math.isfinite(loss_sum) else f"the loss is {loss_sum}"
+        raise NonFiniteError(
+            f"{what} in epoch {progress.epoch + 1}, step {outcome.step + 1}; the samples of the batch: "
+            f"{', '.join(self.cache.labels['sample_id'][outcome.batch.numpy()])}; look at them, lower --learning-rate, "
+            "or leave such steps out with --on-nonfinite skip"
+        )

@@ -48,7 +48,7 @@ class Cache:
         return self._pixels[indices]
 
 
-def steps_of(cache: Cache, **changes: Any) -> tuple[Steps, list[tuple[Progress, dict[str, torch.Tensor]]]]:
+def steps_of(cache: Cache, device: str = "cpu", **changes: Any) -> tuple[Steps, list[tuple[Progress, dict[str, torch.Tensor]]]]:
     """Steps in batches of 4, 4 and 3, and the list of what they save."""
     values: dict[str, Any] = {"model": "resnet10t", "regression_head": "direct", "batch_size": 4, "augment": True, **changes}
     config = TrainConfig(samples_uri="samples", runs_uri="runs", name="run", **values)
@@ -66,7 +66,8 @@ def steps_of(cache: Cache, **changes: Any) -> tuple[Steps, list[tuple[Progress, 
         )
     )
     batch = GlobalBatch(0, 1)
-    share(own, batch, torch.device("cpu"))
+    own.to(device)
+    share(own, batch, torch.device(device))
     optimizer = torch.optim.Adam(own.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     average = WeightAverage(own, config.ema_decay) if config.ema_decay else None
@@ -77,7 +78,7 @@ def steps_of(cache: Cache, **changes: Any) -> tuple[Steps, list[tuple[Progress, 
     def save(progress: Progress) -> None:
         saved.append(copy.deepcopy((progress, own.state_dict(), optimizer.state_dict(), schedule.state_dict())))
 
-    return Steps(config, task, own, own, cache, truth, optimizer, schedule, average, batch, torch.device("cpu"), save), saved  # type: ignore[arg-type]
+    return Steps(config, task, own, own, cache, truth, optimizer, schedule, average, batch, torch.device(device), save), saved  # type: ignore[arg-type]
 
 
 def nothing_done() -> Progress:
@@ -240,7 +241,7 @@ def test_long_gradients_are_cut_and_short_ones_are_not():
         steps = dataclasses.replace(steps, optimizer=torch.optim.SGD(steps.own.parameters(), lr=1.0))
         before = torch.cat([parameter.detach().flatten().clone() for parameter in steps.own.parameters()])
         batch = torch.arange(4)
-        steps._step(batch, iter([steps._fetch(batch)]), nothing_done())
+        steps._step(batch, 0, iter([steps._fetch(batch)]), nothing_done())
         moved[clip_norm] = (torch.cat([parameter.detach().flatten() for parameter in steps.own.parameters()]) - before).norm().item()
     assert moved[1e-3] == pytest.approx(1e-3, rel=1e-3)
     assert moved[0.0] == moved[1e6] > 1e-3
