@@ -1,4 +1,8 @@
-"""Arrow columns -> arrays and back, NaN where null."""
+"""Arrow columns -> arrays and back, NaN where null.
+
+Lists of one length are of Arrow's type for lists of any length: most versions of Arrow can neither write nor read a Parquet column of
+fixed-size lists of which one is null.
+"""
 
 from typing import Any
 
@@ -22,8 +26,12 @@ def list_array(column: pa.ChunkedArray, *shape: int) -> NDArray[np.float64]:
 def list_column(values: NDArray[Any], value_type: pa.DataType) -> pa.Array:
     """The inverse of `list_array`, for (N, K) values; a row without any number is null."""
     numbers = np.asarray(values, np.float64)
-    flat = pa.array(numbers.ravel(), pa.float64(), from_pandas=True).cast(value_type)
-    return pa.FixedSizeListArray.from_arrays(flat, numbers.shape[1], mask=pa.array(np.isnan(numbers).all(axis=1)))
+    is_null = np.isnan(numbers).all(axis=1)
+    flat = pa.array(numbers[~is_null].ravel(), pa.float64(), from_pandas=True).cast(value_type)
+    # A list that is null takes nothing of them.
+    ends = numbers.shape[1] * np.cumsum(~is_null, dtype=np.int32)
+    offsets = pa.array(np.concatenate([np.zeros(1, np.int32), ends]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, flat, mask=pa.array(is_null))
 
 
 def float_array(column: pa.ChunkedArray) -> NDArray[np.float64]:

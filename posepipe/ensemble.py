@@ -99,7 +99,7 @@ def _load(checkpoint: Checkpoint) -> PoseModel:
     return model
 
 
-@torch.inference_mode()
+@torch.no_grad()  # What inference mode makes, a GPU will not convolve with.
 def _fold_batch_norm(network: nn.Module, size: tuple[int, int]) -> nn.Module:
     """The network in eval mode with each BatchNorm as part of the convolution before it: a sixth less to do for a small ResNet.
 

@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 
 from posepipe import storage
-from posepipe.skeleton import NUM_JOINTS
 
 SUMMARY_FILE = "summary.json"
 
@@ -26,19 +25,19 @@ PREDICTION = pa.schema(
         pa.field("detail", pa.string(), metadata={"doc": "what was found, empty where ok"}),
         pa.field("width", pa.int32(), metadata={"doc": "image px as stored, or null"}),
         pa.field("height", pa.int32(), metadata={"doc": "image px as stored, or null"}),
-        pa.field("crop_to_image", pa.list_(pa.float64(), 6), metadata={"doc": "the frame: 2 x 3 affine, row by row, or null"}),
-        pa.field("head_box", pa.list_(pa.float32(), 4), metadata={"doc": "predicted, x1, y1, x2, y2 in image px, or null"}),
+        pa.field("crop_to_image", pa.list_(pa.float64()), metadata={"doc": "the frame: 2 x 3 affine, row by row, or null"}),
+        pa.field("head_box", pa.list_(pa.float32()), metadata={"doc": "predicted, x1, y1, x2, y2 in image px, or null"}),
         pa.field("head_confidence", pa.float32(), metadata={"doc": "[0, 1], or null where unknown"}),
-        pa.field("joints", pa.list_(pa.float32(), 2 * NUM_JOINTS), metadata={"doc": "predicted, x, y in image px, or null"}),
-        pa.field("joint_confidence", pa.list_(pa.float32(), NUM_JOINTS), metadata={"doc": "[0, 1], or null where unknown"}),
-        pa.field("is_inside", pa.list_(pa.bool_(), NUM_JOINTS), metadata={"doc": "the predicted joint lies inside the picture; or null"}),
-        pa.field("joint_error", pa.list_(pa.float32(), NUM_JOINTS), metadata={"doc": "distance / head_size; null where not annotated"}),
+        pa.field("joints", pa.list_(pa.float32()), metadata={"doc": "predicted, x, y in image px, or null"}),
+        pa.field("joint_confidence", pa.list_(pa.float32()), metadata={"doc": "[0, 1], or null where unknown"}),
+        pa.field("is_inside", pa.list_(pa.bool_()), metadata={"doc": "the predicted joint lies inside the picture; or null"}),
+        pa.field("joint_error", pa.list_(pa.float32()), metadata={"doc": "distance / head_size; null where not annotated"}),
         pa.field("pckh", pa.float32(), metadata={"doc": "official, share of the person's labelled joints of the 14 within 0.5; or null"}),
         pa.field("pckh_bone", pa.float32(), metadata={"doc": "the paper's, over the labelled joints of all 16; or null"}),
         pa.field("head_iou", pa.float32(), metadata={"doc": "with the labelled head box, or null"}),
-        pa.field("true_head_box", pa.list_(pa.float32(), 4), metadata={"doc": "labelled, x1, y1, x2, y2 in image px, or null"}),
-        pa.field("true_joints", pa.list_(pa.float32(), 2 * NUM_JOINTS), metadata={"doc": "labelled, image px, null where not annotated"}),
-        pa.field("is_visible", pa.list_(pa.bool_(), NUM_JOINTS), metadata={"doc": "the label's; null where unknown"}),
+        pa.field("true_head_box", pa.list_(pa.float32()), metadata={"doc": "labelled, x1, y1, x2, y2 in image px, or null"}),
+        pa.field("true_joints", pa.list_(pa.float32()), metadata={"doc": "labelled, image px, null where not annotated"}),
+        pa.field("is_visible", pa.list_(pa.bool_()), metadata={"doc": "the label's; null where unknown"}),
         pa.field("head_size", pa.float32(), metadata={"doc": "0.6 x diagonal of the labelled head box, image px, or null"}),
         pa.field("head_bone", pa.float32(), metadata={"doc": "labelled head top to upper neck, image px, or null"}),
         pa.field("activity", pa.string(), metadata={"doc": "of the sample: MPII's category, or null where unknown"}),

@@ -232,8 +232,13 @@ def to_json(value: Any) -> bytes:
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file as a table."""
-    return pq.read_table(pa.BufferReader(read_bytes(uri)), columns=columns)
+    """One Parquet file as a table; lists are of any length, as older versions of posepipe did not write them."""
+    table = pq.read_table(pa.BufferReader(read_bytes(uri)), columns=columns)
+    for place, field in enumerate(table.schema):
+        if pa.types.is_fixed_size_list(field.type):
+            plain = field.with_type(pa.list_(field.type.value_field))
+            table = table.set_column(place, plain, table.column(place).cast(plain.type))
+    return table
 
 
 def to_parquet(table: pa.Table, row_group_size: int | None = None, packed: Sequence[str] = ()) -> bytes:

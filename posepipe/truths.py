@@ -24,8 +24,8 @@ from posepipe.skeleton import NUM_JOINTS, PCKH_JOINTS
 
 def _wide(field: pa.Field) -> pa.Field:
     """Coordinates of other systems keep their digits: a threshold is a matter of the last one."""
-    if field.type == pa.list_(pa.float32(), 2 * NUM_JOINTS) or field.type == pa.list_(pa.float32(), 4):
-        return field.with_type(pa.list_(pa.float64(), field.type.list_size))
+    if field.name in ("joints", "head_box", "true_joints", "true_head_box"):
+        return field.with_type(pa.list_(pa.float64()))
     return field.with_type(pa.float64()) if field.name in ("head_size", "head_bone") else field
 
 

@@ -5,6 +5,10 @@ import pyarrow as pa
 import pytest
 
 from posepipe.columns import float_array, list_array, list_column, text_array
+from posepipe.mpii import PERSON
+from posepipe.predictions import PREDICTION
+from posepipe.samples import SAMPLE
+from posepipe.truths import WIDE_PREDICTION
 
 PAIRS = [[1.0, 2.0], None, [None, 4.0], [5.0, 6.0]]
 EXPECTED = [[1, 2], [np.nan, np.nan], [np.nan, 4], [5, 6]]
@@ -13,18 +17,18 @@ EXPECTED = [[1, 2], [np.nan, np.nan], [np.nan, 4], [5, 6]]
 @pytest.mark.parametrize("cuts", [[], [1], [2], [0, 1, 1, 4]])
 def test_nulls_are_nan_in_every_chunking(cuts):
     parts = np.split(np.arange(4), cuts)
-    column = pa.chunked_array([pa.array([PAIRS[index] for index in part], pa.list_(pa.float32(), 2)) for part in parts])
+    column = pa.chunked_array([pa.array([PAIRS[index] for index in part], pa.list_(pa.float32())) for part in parts])
     np.testing.assert_array_equal(list_array(column, 2), EXPECTED)
     np.testing.assert_array_equal(list_array(column.slice(1, 2), 2), EXPECTED[1:3])
 
 
 def test_lists_take_the_shape_that_is_asked_for():
-    column = pa.chunked_array([pa.array([range(6), range(6, 12)], pa.list_(pa.float64(), 6))])
+    column = pa.chunked_array([pa.array([range(6), range(6, 12)], pa.list_(pa.float64()))])
     np.testing.assert_array_equal(list_array(column, 2, 3), np.arange(12).reshape(2, 2, 3))
 
 
 def test_flags_are_one_zero_and_nan():
-    column = pa.chunked_array([pa.array([[True, None], [False, True]], pa.list_(pa.bool_(), 2))])
+    column = pa.chunked_array([pa.array([[True, None], [False, True]], pa.list_(pa.bool_()))])
     np.testing.assert_array_equal(list_array(column, 2), [[1, np.nan], [0, 1]])
 
 
@@ -32,8 +36,20 @@ def test_flags_are_one_zero_and_nan():
 def test_arrays_come_back_from_their_column(value_type):
     column = list_column(np.array(EXPECTED), value_type)
     assert column.to_pylist() == PAIRS
-    assert column.type == pa.list_(value_type, 2)
+    assert column.type == pa.list_(value_type)
     np.testing.assert_array_equal(list_array(pa.chunked_array([column]), 2), EXPECTED)
+
+
+def test_a_list_that_is_null_takes_no_values():
+    """Arrow before its version 26 writes no other to Parquet."""
+    column = list_column(np.array(EXPECTED), pa.float32())
+    assert column.offsets.to_pylist() == [0, 2, 2, 4, 6]
+    assert len(column.values) == 6
+
+
+@pytest.mark.parametrize("schema", [PERSON, SAMPLE, PREDICTION, WIDE_PREDICTION])
+def test_no_record_has_lists_that_most_versions_of_arrow_cannot_read(schema):
+    assert not any(pa.types.is_fixed_size_list(field.type) for field in schema)
 
 
 def test_flags_come_back_from_their_column():

@@ -112,7 +112,8 @@ def test_every_network_has_a_deterministic_step(monkeypatch, model, head):
         ({"model": "resnetv2_50", "regression_head": "direct", "feature_stride": 32}, {}),
     ],
 )
-def test_networks_give_the_points_of_the_cpu(tmp_path, changes, options):
+def test_networks_give_the_points_of_the_cpu(tmp_path, monkeypatch, changes, options):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     read = checkpoint(tmp_path / "run", **changes)
     crops = np.concatenate([CROPS] * 3)
     frames = np.concatenate([FRAMES] * 3, axis=1)
@@ -120,7 +121,7 @@ def test_networks_give_the_points_of_the_cpu(tmp_path, changes, options):
         ensemble(read, use_gpu=use_gpu, **options).predict(crops.tobytes(), frames) for use_gpu in (False, True, True)
     )
     assert np.array_equal(found, again), "the same shard gives the same bytes"
-    # Untrained maps are nearly flat, so a rounding may choose another peak; convolutions are in TF32.
+    # Untrained maps are nearly flat, so a rounding may choose another peak.
     assert np.median(np.abs(found - wanted)) < 0.05
     if confidence is not None:
         np.testing.assert_allclose(own_confidence, confidence, atol=1e-2)
