@@ -43,6 +43,10 @@ class Ensemble:
             for model in self.models:
                 # The network alone: what is decoded from its output stays float32.
                 model.forward = torch.autocast(self._device.type, torch.bfloat16)(model.forward)  # type: ignore[method-assign]
+        if use_gpu:
+            # torch loads its linear algebra for GPUs on first use, and two threads that come to it at once break it.
+            for model, (width, height) in zip(self.models, self._own_sizes, strict=True):
+                self._run(model, np.zeros((1, height, width, 3), np.uint8))
 
     def predict(
         self, pixels: bytes, crop_to_image: NDArray[np.float64]
