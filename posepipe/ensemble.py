@@ -3,7 +3,8 @@
 Apart from `predicting`, so that the driver, which starts the actors, imports no torch.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class Ensemble:
         if precision == "bfloat16":
             for model in self.models:
                 # The network alone: what is decoded from its output stays float32.
-                model.forward = torch.autocast(self._device.type, torch.bfloat16)(model.forward)  # type: ignore[method-assign]
+                model.forward = functools.partial(_in_bfloat16, model.forward)  # type: ignore[method-assign]
         if use_gpu:
             # torch loads its linear algebra for GPUs on first use, and two threads that come to it at once break it.
             for model, (width, height) in zip(self.models, self._own_sizes, strict=True):
@@ -92,6 +93,12 @@ class Ensemble:
         batch = torch.empty(crops.shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         batch.numpy()[...] = crops
         return batch.permute(0, 3, 1, 2).to(self._device, non_blocking=True)
+
+
+def _in_bfloat16(forward: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+    # One of these for each call: it keeps what it has to go back to, and two threads would share that.
+    with torch.autocast(pixels.device.type, torch.bfloat16):
+        return forward(pixels)
 
 
 def _load(checkpoint: Checkpoint) -> PoseModel:
