@@ -1,5 +1,6 @@
 """What a benchmark runs on and with: its cores and GPUs, Ray on just these, and the JSON that says so beside the figures."""
 
+import datetime
 import importlib.metadata
 import logging
 import os
@@ -9,7 +10,6 @@ import statistics
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class GpuWatch:
 
     def __enter__(self) -> "GpuWatch":
         if shutil.which("nvidia-smi"):
-            command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100"]
+            command = ["nvidia-smi", "--query-gpu=timestamp,utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100"]
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True).start()
         return self
@@ -85,8 +85,10 @@ class GpuWatch:
 
     def _read(self, lines: Iterable[str]) -> None:
         for line in lines:
-            if line.strip().isdecimal():
-                self._seen.append((time.time(), int(line) / 100))
+            stamp, _, share = line.strip().partition(", ")
+            if share.isdecimal():
+                moment = datetime.datetime.strptime(stamp, "%Y/%m/%d %H:%M:%S.%f").timestamp()
+                self._seen.append((moment, int(share) / 100))
 
     def mean(self, begin: float, end: float) -> float | None:
         """The mean share of time in which a kernel ran, over all GPUs, between two times of `time.time()`; None where nobody looked."""

@@ -113,7 +113,7 @@ def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: st
         )
         shard_bytes = SHARD_SIZE * 3 * config.size**2
         num_actors = planning.choose_num_actors(run, config.num_images // SHARD_SIZE)
-        num_ahead = math.ceil(scoring.bytes_ahead(num_actors, shard_bytes) / shard_bytes)
+        num_ahead = math.ceil(scoring.bytes_ahead(run, num_actors, shard_bytes) / shard_bytes)
         started = time.time()
         if config.num_images < 2 * (num_ahead + 1) * SHARD_SIZE:
             raise ValueError(f"--num-images must be at least {2 * (num_ahead + 1) * SHARD_SIZE}: reading runs {num_ahead} shards ahead")
@@ -131,6 +131,7 @@ def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: st
 
 def script_rate(config: BenchmarkConfig, model: PoseModel, paths: list[str], loader: Any) -> float:
     torch.set_num_threads(CORES)
+    torch.backends.cudnn.deterministic = False  # as its writer gets it, whatever posepipe's networks have set in this process
     device = find_device(config)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode(), autocast:

@@ -247,14 +247,17 @@ def _clock(parts: list[Callable[[], Any]], device: torch.device) -> list[float]:
 
 
 def _measure_parts(own: Any, job: Job, device: torch.device) -> dict[str, float]:
-    """Seconds of each part of a step of posepipe's, from pixels on the CPU to new weights."""
+    """Seconds of each part of one worker's step of posepipe's, from pixels on the CPU to new weights."""
     config, (width, height) = job.config, job.size
     picture = torchvision.io.decode_image(next(iter(Crops(job.crops, job.size, False).paths)))
     margin = (picture.shape[2] - width) // 2, (picture.shape[1] - height) // 2
-    rows = torch.empty((config.batch_size, *picture.shape[1:], 3), dtype=torch.uint8, pin_memory=config.use_gpu)
+    if not config.augment:  # the margin is for augmentation
+        picture = picture[:, margin[1] : margin[1] + height, margin[0] : margin[0] + width]
+    count = config.batch_size // config.max_workers
+    rows = torch.empty((count, *picture.shape[1:], 3), dtype=torch.uint8, pin_memory=config.use_gpu)
     stored = rows.permute(0, 3, 1, 2)
     stored[:] = picture
-    points = torch.rand(config.batch_size, 16, 2) * torch.tensor(job.size)
+    points = torch.rand(count, 16, 2) * torch.tensor(job.size)
     optimizer = build_optimizer(own, config)
     generator = torch.Generator().manual_seed(0)
     made: dict[str, Any] = {}

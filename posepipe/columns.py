@@ -4,15 +4,19 @@ Lists of one length are of Arrow's type for lists of any length: most versions o
 fixed-size lists of which one is null.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 
 def list_array(column: pa.ChunkedArray, *shape: int) -> NDArray[np.float64]:
-    """A column of lists of one length as (N, *shape); NaN where the list, or a value in it, is null."""
+    """A column of lists of one length as (N, *shape); NaN where the list, or a value in it, is null. ValueError for another length."""
+    if not pc.all(pc.equal(pc.list_value_length(column), math.prod(shape)), min_count=0).as_py():
+        raise ValueError(f"expected lists of {math.prod(shape)} values, got some of another length")
     values = np.full((len(column), *shape), np.nan)
     start = 0
     for chunk in column.chunks:

@@ -4,6 +4,7 @@ Apart from `predicting`, so that the driver, which starts the actors, imports no
 """
 
 import functools
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -39,15 +40,14 @@ class Ensemble:
         self._device = torch.device("cuda" if use_gpu else "cpu")
         self._sizes, self._batch_size, self._flip_test, self._test_scales = sizes, batch_size, flip_test, test_scales
         self._own_sizes = [checkpoint.size for checkpoint in checkpoints]
+        # Networks that collect their features by hooks, and torch's first use of linear algebra on a GPU, are for one thread at a time, and
+        # two batches of --batch-size may be more than the memory holds.
+        self._turn = threading.Lock()
         self.models = [_load(checkpoint).to(self._device) for checkpoint in checkpoints]
         if precision == "bfloat16":
             for model in self.models:
                 # The network alone: what is decoded from its output stays float32.
                 model.forward = functools.partial(_in_bfloat16, model.forward)  # type: ignore[method-assign]
-        if use_gpu:
-            # torch loads its linear algebra for GPUs on first use, and two threads that come to it at once break it.
-            for model, (width, height) in zip(self.models, self._own_sizes, strict=True):
-                self._run(model, np.zeros((1, height, width, 3), np.uint8))
 
     def predict(
         self, pixels: bytes, crop_to_image: NDArray[np.float64]
@@ -67,7 +67,8 @@ class Ensemble:
             start += crops.size
         estimates: dict[str, list[averaging.Estimate]] = {}
         for model, size in zip(self.models, self._own_sizes, strict=True):
-            points, confidence = self._run(model, by_size[size])
+            with self._turn:
+                points, confidence = self._run(model, by_size[size])
             points_image = geometry.transform(crop_to_image[list(self._sizes).index(size)], points.numpy())
             estimates.setdefault(model.config.task, []).append((torch.from_numpy(points_image), confidence))
         found = []

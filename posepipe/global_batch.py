@@ -59,7 +59,7 @@ def _drop(module: nn.Dropout, batch: GlobalBatch, values: Tensor) -> Tensor:
         return values
     if len(values) != batch.num_own:  # tokens or windows, many of a sample: masks of this worker alone
         return F.dropout(values, module.p)
-    is_kept = (batch.draw(*values.shape[1:]) >= module.p).to(values.device)
+    is_kept = (batch.draw(*values.shape[1:]) >= module.p).to(values.device, non_blocking=True)
     return torch.where(is_kept, values / (1 - module.p), torch.zeros_like(values)) if module.p < 1 else torch.zeros_like(values)
 
 

@@ -127,10 +127,10 @@ def _persons(annotations: bytes, mpii_uri: str, samples_uri: str, sha256: str) -
     uri = storage.join_uri(samples_uri, PERSONS_FILE)
     if storage.exists(uri):
         kept = storage.read_table(uri)
-        if (kept.schema.metadata or {}).get(b"annotations_sha256") == sha256.encode() and kept.schema.equals(mpii.PERSON):
+        if (kept.schema.metadata or {}).get(b"mpii_sha256") == sha256.encode() and kept.schema.equals(mpii.PERSON):
             return kept
     _, persons = mpii.parse_annotations(annotations, storage.join_uri(mpii_uri, mpii.ANNOTATION_FILE))
-    persons = persons.replace_schema_metadata({"annotations_sha256": sha256})
+    persons = persons.replace_schema_metadata({"mpii_sha256": sha256})
     storage.write_table(uri, persons)
     return persons
 

@@ -133,10 +133,20 @@ def _storage_fault(error: BaseException | None, run_uri: str) -> StorageUnavaila
     return None
 
 
-def bytes_ahead(num_actors: int, shard_bytes: int) -> int:
+def shards_in_flight(config: ScoreConfig) -> int:
+    """Shards that an actor has been given; on a GPU it predicts one while it writes the rows of another."""
+    return SHARDS_IN_FLIGHT_PER_ACTOR * num_concurrent(config)
+
+
+def num_concurrent(config: ScoreConfig) -> int:
+    """Shards that an actor is at."""
+    return 2 if config.use_gpu else 1
+
+
+def bytes_ahead(config: ScoreConfig, num_actors: int, shard_bytes: int) -> int:
     """So many bytes of crops decoding runs ahead of a slow model, however much memory there is: they would be lost with the driver."""
     num_readers = max(1, int(cluster.num_cpus() / planning.READER_CPUS))
-    return max(2**27, shard_bytes * (num_readers + 2 * SHARDS_IN_FLIGHT_PER_ACTOR * num_actors))
+    return max(2**27, shard_bytes * (num_readers + 2 * shards_in_flight(config) * num_actors))
 
 
 def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: str, todo: list[int]) -> ray.data.Dataset:
@@ -144,7 +154,7 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
     dataset = ray.data.from_items(work, override_num_blocks=len(work))
     num_actors = planning.choose_num_actors(config, len(todo))
     crops = max(plan.counts) * 3 * max(sum(map(math.prod, plan.sizes)), math.prod(plan.first_stage.size) if plan.first_stage else 0)
-    dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=bytes_ahead(num_actors, crops))
+    dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=bytes_ahead(config, num_actors, crops))
     reader = ShardReader(run_uri, tuple(plan.files), done_uri, plan.models[0].framing, plan.sizes, config.max_bytes, config.max_pixels)
     shared: dict[str, Any] = {
         "batch_size": config.batch_size,
@@ -154,13 +164,11 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
         "precision": config.precision,
     }
     cpus, gpus = planning.actor_share(config, plan.first_stage)
-    # While the rows of one shard are written, the GPU is at the next one.
-    concurrent = 2 if config.use_gpu else 1
     actors: dict[str, Any] = {
         "compute": ActorPoolStrategy(
             size=num_actors,
-            max_tasks_in_flight_per_actor=SHARDS_IN_FLIGHT_PER_ACTOR * concurrent,
-            max_concurrent_calls_per_actor=concurrent,
+            max_tasks_in_flight_per_actor=shards_in_flight(config),
+            max_concurrent_calls_per_actor=num_concurrent(config),
             enable_true_multi_threading=config.use_gpu,
         ),
         "num_cpus": cpus,

@@ -27,6 +27,17 @@ def test_lists_take_the_shape_that_is_asked_for():
     np.testing.assert_array_equal(list_array(column, 2, 3), np.arange(12).reshape(2, 2, 3))
 
 
+@pytest.mark.parametrize("lists", [[[1.0, 2.0, 3.0], [4.0]], [[1.0, 2.0], [3.0]], [[], [1.0, 2.0]]])
+def test_lists_of_another_length_are_refused(lists):
+    with pytest.raises(ValueError, match="expected lists of 2 values"):
+        list_array(pa.chunked_array([pa.array(lists, pa.list_(pa.float64()))]), 2)
+
+
+def test_no_rows_and_nothing_but_nulls_are_no_fault():
+    assert list_array(pa.chunked_array([], pa.list_(pa.float64())), 2).shape == (0, 2)
+    assert np.isnan(list_array(pa.chunked_array([pa.array([None, None], pa.list_(pa.float64()))]), 2)).all()
+
+
 def test_flags_are_one_zero_and_nan():
     column = pa.chunked_array([pa.array([[True, None], [False, True]], pa.list_(pa.bool_()))])
     np.testing.assert_array_equal(list_array(column, 2), [[1, np.nan], [0, 1]])

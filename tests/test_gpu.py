@@ -50,9 +50,11 @@ def test_a_step_on_the_gpu_is_one_on_the_cpu(head, precision):
     assert losses[1][0] == pytest.approx(losses[0][0], rel=2e-3 if precision == "float32" else 5e-2)
 
 
-@pytest.mark.parametrize("head", ["direct", "simcc", "heatmap", "unet"])
-def test_no_step_waits_for_the_device(head):
-    steps, _ = steps_of(Cache(), "cuda", model="resnet18", regression_head=head, precision="bfloat16", clip_norm=1.0, ema_decay=0.9)
+@pytest.mark.parametrize(
+    ("model", "head"), [*(("resnet18", head) for head in ("direct", "simcc", "heatmap", "unet")), ("deeppose", "paper")]
+)
+def test_no_step_waits_for_the_device(model, head):
+    steps, _ = steps_of(Cache(), "cuda", model=model, regression_head=head, precision="bfloat16", clip_norm=1.0, ema_decay=0.9)
     steps.run_epoch(nothing_done())
     batches = split_batches(torch.arange(NUM_SAMPLES), 4)
     torch.cuda.synchronize()
@@ -65,13 +67,18 @@ def test_no_step_waits_for_the_device(head):
     assert all(outcome is not None and outcome.arrival is not None for outcome in outcomes)
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_own_step_and_samples_one_step_later():
+@pytest.mark.parametrize("checkpoint_every", [0, 1])
+def test_a_loss_that_is_not_finite_stops_with_its_own_step_and_samples(checkpoint_every):
+    """With 0 when the step after it has been launched already."""
     step, ids = batch_with(5)
-    steps, saved = steps_of(poisoned(5), "cuda", missing_joints="zero", augment=False, checkpoint_every=1)
+    steps, saved = steps_of(poisoned(5), "cuda", missing_joints="zero", augment=False, checkpoint_every=checkpoint_every)
+    launched = []
+    steps.own.register_forward_hook(lambda *_: launched.append(None))
     with pytest.raises(NonFiniteError, match=rf"the loss is inf in epoch 1, step {step}; the samples of the batch: ") as error:
         steps.run_epoch(nothing_done())
     assert set(str(error.value).partition("batch: ")[2].partition(";")[0].split(", ")) == ids
-    assert len(saved) == step - 1, "nothing is kept of weights that a bad step has touched"
+    assert len(launched) == step + (not checkpoint_every)
+    assert len(saved) == (step - 1) * checkpoint_every, "nothing is kept of weights that a bad step has touched"
 
 
 def test_a_step_that_is_left_out_leaves_no_trace():
