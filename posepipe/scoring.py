@@ -133,12 +133,12 @@ def _storage_fault(error: BaseException | None, run_uri: str) -> StorageUnavaila
     return None
 
 
-def shards_in_flight(config: ScoreConfig) -> int:
+def _shards_in_flight(config: ScoreConfig) -> int:
     """Shards that an actor has been given; on a GPU it predicts one while it writes the rows of another."""
-    return SHARDS_IN_FLIGHT_PER_ACTOR * num_concurrent(config)
+    return SHARDS_IN_FLIGHT_PER_ACTOR * _num_concurrent(config)
 
 
-def num_concurrent(config: ScoreConfig) -> int:
+def _num_concurrent(config: ScoreConfig) -> int:
     """Shards that an actor is at."""
     return 2 if config.use_gpu else 1
 
@@ -146,7 +146,7 @@ def num_concurrent(config: ScoreConfig) -> int:
 def bytes_ahead(config: ScoreConfig, num_actors: int, shard_bytes: int) -> int:
     """So many bytes of crops decoding runs ahead of a slow model, however much memory there is: they would be lost with the driver."""
     num_readers = max(1, int(cluster.num_cpus() / planning.READER_CPUS))
-    return max(2**27, shard_bytes * (num_readers + 2 * shards_in_flight(config) * num_actors))
+    return max(2**27, shard_bytes * (num_readers + 2 * _shards_in_flight(config) * num_actors))
 
 
 def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: str, todo: list[int]) -> ray.data.Dataset:
@@ -167,8 +167,8 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
     actors: dict[str, Any] = {
         "compute": ActorPoolStrategy(
             size=num_actors,
-            max_tasks_in_flight_per_actor=shards_in_flight(config),
-            max_concurrent_calls_per_actor=num_concurrent(config),
+            max_tasks_in_flight_per_actor=_shards_in_flight(config),
+            max_concurrent_calls_per_actor=_num_concurrent(config),
             enable_true_multi_threading=config.use_gpu,
         ),
         "num_cpus": cpus,

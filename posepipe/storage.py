@@ -232,7 +232,7 @@ def to_json(value: Any) -> bytes:
 
 
 def read_table(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """One Parquet file as a table; lists are of any length, as older versions of posepipe did not write them."""
+    """One Parquet file as a table; lists of a fixed size, which older versions of posepipe wrote, become plain ones."""
     table = pq.read_table(pa.BufferReader(read_bytes(uri)), columns=columns)
     for place, field in enumerate(table.schema):
         if pa.types.is_fixed_size_list(field.type):

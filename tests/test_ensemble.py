@@ -1,5 +1,6 @@
 """ensemble.py: real networks on a device, their pixels, their precision and what is folded into them. Stubs: test_predicting.py."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -83,17 +84,24 @@ def test_mixed_precision_is_of_the_network_alone(tmp_path):
     assert np.median(np.abs(found[0] - found[1])) < 0.5
 
 
-def test_two_threads_get_each_its_own_points(tmp_path):
-    """Of a network that keeps its features in itself on their way: timm collects some by hooks."""
-    models = ensemble(checkpoint(tmp_path / "run", model="xception41", feature_stride=16, size=(64, 64)))
-    generator = np.random.default_rng(0)
-    shards = [generator.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8) for count in (1, 2, 3, 2, 1, 3, 2, 1)]
-    frames = [np.broadcast_to(np.eye(2, 3), (1, len(shard), 2, 3)) for shard in shards]
-    arguments = [(shard.tobytes(), frame) for shard, frame in zip(shards, frames, strict=True)]
-    wanted = [models.predict(*each)[0][1] for each in arguments]
+def test_the_networks_of_two_threads_take_turns(tmp_path, monkeypatch):
+    """A network may keep its features in itself on their way: timm collects some by hooks."""
+    models = ensemble(checkpoint(tmp_path / "run"))
+    predict, inside, seen = ensemble_module.averaging.predict, [], []
+
+    def slow(*args, **options):
+        inside.append(None)
+        seen.append(len(inside))
+        time.sleep(0.1)
+        inside.pop()
+        return predict(*args, **options)
+
+    monkeypatch.setattr(ensemble_module.averaging, "predict", slow)
+    [(_, wanted, _)] = models.predict(CROPS.tobytes(), FRAMES)
     with ThreadPoolExecutor(2) as pool:
-        found = [points for [(_, points, _)] in pool.map(lambda each: models.predict(*each), arguments)]
-    assert all(map(np.array_equal, wanted, found))
+        found = [points for [(_, points, _)] in pool.map(lambda _: models.predict(CROPS.tobytes(), FRAMES), range(4))]
+    assert set(seen) == {1}
+    assert all(np.array_equal(wanted, each) for each in found)
 
 
 @pytest.mark.parametrize(
