@@ -2,9 +2,9 @@
 
 All read the same files on the same cores, one after the other, round by round. What is timed:
 
-* posepipe: `scoring.score`, from the first shard that is committed on, so that what starts once (actors, their imports, the model) is told
-  apart, as `start`. Reading runs ahead of the actors by a number of shards, and has done so before the first commit: the clock stops that
-  many shards before the end, so that as many were read in its time as were committed.
+* posepipe: `scoring.score`, without what starts once (actors, their imports, the model), which is told apart, as `start`. Reading may run
+  ahead of the actors by a number of shards, and does so while they start: the clock starts when so many shards are committed and stops so
+  many before the end, so that as many are read in its time as are committed.
 * script: a torch DataLoader with torchvision's decoder and antialiased resize, one worker process per core, started before the clock;
   the same network on all cores; rows to Parquet, a file per shard. It keeps no status, resumes nothing and dies of a bad picture.
 * decode: bytes in memory -> crops, a process per core.
@@ -50,10 +50,9 @@ from posepipe.models import PoseModel, build_model, save_model
 from posepipe.skeleton import NUM_JOINTS
 
 LIMIT_SAMPLE = 64
-SHARD_SIZE = 128
-SCRIPT_IMAGES = 8 * CORES * SHARD_SIZE  # enough for a rate: its processes run before the clock starts
-BATCH = 64
-BATCHES = 4  # between two looks at the clock
+SCRIPT_IMAGES = 1024 * CORES  # enough for a rate: its processes run before the clock starts
+BATCH = 64  # of the script
+BATCHES = 8  # between two looks at the clock
 SECONDS = 3.0  # of each limit
 
 
@@ -67,8 +66,10 @@ class BenchmarkConfig:
     """Backbone: a timm name."""
     size: int = 128
     """Side of the crops in px."""
-    num_images: int = 64 * SHARD_SIZE
+    num_images: int = 12288
     """Pictures per repetition; a folder that has fewer is gone through more than once."""
+    shard_size: int = 128
+    """Pictures per shard of posepipe and per file of the script."""
     repetitions: int = 3
     """Rounds over all contestants."""
     precision: Precision = "float32"
@@ -105,18 +106,18 @@ def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: st
             checkpoint_uri=(checkpoint_uri,),
             images_uri=manifest_uri,
             predictions_uri=folder,
-            shard_size=SHARD_SIZE,
+            shard_size=config.shard_size,
             precision=config.precision,
             use_gpu=config.use_gpu,
             num_actors=config.num_actors,
             cpus_per_actor=config.cpus_per_actor,
         )
-        shard_bytes = SHARD_SIZE * 3 * config.size**2
-        num_actors = planning.choose_num_actors(run, config.num_images // SHARD_SIZE)
+        shard_bytes = config.shard_size * 3 * config.size**2
+        num_actors = planning.choose_num_actors(run, config.num_images // config.shard_size)
         num_ahead = math.ceil(scoring.bytes_ahead(run, num_actors, shard_bytes) / shard_bytes)
         started = time.time()
-        if config.num_images < 2 * (num_ahead + 1) * SHARD_SIZE:
-            raise ValueError(f"--num-images must be at least {2 * (num_ahead + 1) * SHARD_SIZE}: reading runs {num_ahead} shards ahead")
+        if config.num_images < (least := 3 * (num_ahead + 1) * config.shard_size):
+            raise ValueError(f"--num-images must be at least {least}, as reading may run {num_ahead} shards of {config.shard_size} ahead")
         scoring.score(run)
         # The last rows come in order of completion; the first commit is when everything had started.
         [done] = (Path(folder) / "done").iterdir()
@@ -125,8 +126,8 @@ def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: st
     if rows.count("ok") != config.num_images:
         raise RuntimeError(f"posepipe scored {rows.count('ok')} of {config.num_images} pictures")
     starts.append(commits[0] - started)
-    last = len(commits) - 1 - num_ahead
-    return SHARD_SIZE * last / (commits[last] - commits[0])
+    timed = commits[num_ahead:-num_ahead]
+    return config.shard_size * (len(timed) - 1) / (timed[-1] - timed[0])
 
 
 def script_rate(config: BenchmarkConfig, model: PoseModel, paths: list[str], loader: Any) -> float:
@@ -145,7 +146,7 @@ def script_rate(config: BenchmarkConfig, model: PoseModel, paths: list[str], loa
             joints = ((points.cpu() + 0.5) * scale - 0.5).reshape(len(points), 2 * NUM_JOINTS).numpy()
             for place, index in enumerate(indices.tolist()):
                 rows.append({"uri": paths[index], "joints": joints[place], "confidence": confidences[place]})
-            if len(rows) >= SHARD_SIZE:
+            if len(rows) >= config.shard_size:
                 pq.write_table(pa.Table.from_pylist(rows), f"{folder}/{files}.parquet", compression="zstd")
                 files, count, rows = files + 1, count + len(rows), []
         if rows:
@@ -160,7 +161,8 @@ class Limits:
     """Decoding and the network on all cores, by processes of one thread each, which keep their memory as posepipe's actors do."""
 
     def __init__(self, config: BenchmarkConfig, checkpoint_uri: str, data: list[bytes]) -> None:
-        context = multiprocessing.get_context("spawn")
+        # Beside a GPU they only decode, and need no libraries of their own.
+        context = multiprocessing.get_context("fork" if config.use_gpu else "spawn")
         arguments = (config, checkpoint_uri, data, context.Barrier(CORES))
         self._pool = concurrent.futures.ProcessPoolExecutor(CORES, context, _load, arguments)
         with unittest.mock.patch.dict(os.environ, cluster.NETWORK_ENV["env_vars"]):
@@ -190,9 +192,10 @@ class Network:
     def __init__(self, config: BenchmarkConfig, checkpoint_uri: str) -> None:
         checkpoint = model_file.read_checkpoint(checkpoint_uri)
         threads = torch.get_num_threads()
-        ensemble = Ensemble([checkpoint], [checkpoint.size], BATCH, threads, config.use_gpu, False, (1.0,), config.precision)
+        batch = planning.BATCH_ON_GPU if config.use_gpu else planning.BATCH_ON_CPU
+        ensemble = Ensemble([checkpoint], [checkpoint.size], batch, threads, config.use_gpu, False, (1.0,), config.precision)
         [self._model] = ensemble.models
-        crops = np.random.default_rng(0).integers(0, 256, (BATCH, config.size, config.size, 3), dtype=np.uint8)
+        crops = np.random.default_rng(0).integers(0, 256, (batch, config.size, config.size, 3), dtype=np.uint8)
         self._pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).to(find_device(config))
 
     @torch.inference_mode()
@@ -200,7 +203,7 @@ class Network:
         for _ in range(BATCHES):
             points, _ = self._model.predict(self._pixels)
         points.cpu()  # Waits for a GPU.
-        return BATCHES * BATCH
+        return BATCHES * len(self._pixels)
 
 
 def _repeat(once: Callable[[], int]) -> float:
@@ -274,6 +277,7 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[dict[str, list[float
     (folder / "run").mkdir()
     save_model(model, str(folder / "run" / MODEL_FILE))
     data = [Path(path).read_bytes() for path in paths[:: max(1, len(paths) // LIMIT_SAMPLE)]]
+    multiprocessing.set_forkserver_preload(["posepipe.ensemble", "posepipe.scoring"])
     loader = torch.utils.data.DataLoader(
         Pictures(paths[:SCRIPT_IMAGES], config.size),
         batch_size=BATCH,
@@ -317,7 +321,7 @@ def main() -> None:
         ratios = f"{medians[name] / slower:15.2f}{medians[name] / bound:9.2f}{medians[name] / medians['script']:10.2f}"
         print(f"{name:10}{medians[name]:8.1f}  {machine.spread(values):18}{ratios}")
     print(f"{'bound':10}{bound:8.1f}  {'':18}{bound / slower:15.2f}{1:9.2f}{bound / medians['script']:10.2f}")
-    print(f"start: {statistics.median(starts):.1f} s from the call to posepipe's first committed shard of {SHARD_SIZE}")
+    print(f"start: {statistics.median(starts):.1f} s from the call to posepipe's first committed shard of {config.shard_size}")
     if config.output_uri:
         figures = {
             "images_per_second": rates,

@@ -14,6 +14,9 @@ from posepipe.model_file import Checkpoint, join_ids, read_checkpoint
 # Reading waits for the storage half of the time, and where the model is quick all cores should decode. It is not what is left of a CPU for
 # an actor, nor half of that: Ray would fuse the two and read no shard beside the actor.
 READER_CPUS = 0.4
+# Ray Data looks for ended tasks ten times a second: with as many readers as cores, some cores would wait for the next one.
+READER_CPUS_BESIDE_GPU = 0.5
+BATCH_ON_GPU, BATCH_ON_CPU = 64, 16
 SHARDS_PER_ACTOR = 4  # for so many it pays to start one
 _DEFAULTS: dict[str, Any] = {"flip_test": False, "test_scales": [1.0], "precision": "float32"}
 _NO_PEOPLE = (
@@ -171,6 +174,16 @@ def _text(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
+def choose_batch_size(config: ScoreConfig) -> int:
+    """What was asked for, or what suits the device."""
+    return config.batch_size or (BATCH_ON_GPU if config.use_gpu else BATCH_ON_CPU)
+
+
+def reader_cpus(config: ScoreConfig) -> float:
+    """CPUs that Ray counts for a task that reads and decodes a shard."""
+    return READER_CPUS_BESIDE_GPU if config.use_gpu else READER_CPUS
+
+
 def actor_share(config: ScoreConfig, first_stage: Checkpoint | None) -> tuple[float, float]:
     """CPUs and GPUs that Ray counts for an actor.
 
@@ -185,7 +198,7 @@ def choose_num_actors(config: ScoreConfig, num_shards: int) -> int:
     """What was asked for, or as many as the cluster holds and so many shards are worth."""
     fitting = cluster.num_fitting(cpus=config.cpus_per_actor, gpus=int(config.use_gpu))
     if config.use_gpu:  # One CPU has to be left to read.
-        fitting = min(fitting, int((cluster.num_cpus() - READER_CPUS) / config.cpus_per_actor))
+        fitting = min(fitting, int((cluster.num_cpus() - reader_cpus(config)) / config.cpus_per_actor))
     return config.num_actors or max(1, min(fitting, num_shards // SHARDS_PER_ACTOR))
 
 
@@ -195,7 +208,7 @@ def require_cluster(config: ScoreConfig, first_stage: Checkpoint | None) -> None
     actors = cluster.Need("actors", count, config.cpus_per_actor / stages, int(config.use_gpu) / stages)
     needs = [actors, *([dataclasses.replace(actors, name="first-stage actors")] if first_stage else [])]
     if config.use_gpu:
-        needs.append(cluster.Need("reading", 1, READER_CPUS))
+        needs.append(cluster.Need("reading", 1, reader_cpus(config)))
     cluster.require(f"scoring with {count} actors", needs, hint="change --num-actors, --cpus-per-actor or --use-gpu")
 
 

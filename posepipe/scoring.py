@@ -25,6 +25,8 @@ from posepipe.retrying import StorageUnavailableError
 
 OVERLAYS_FILE = "overlays.jpg"
 SHARDS_IN_FLIGHT_PER_ACTOR = 2
+# A GPU is done with a shard before Ray Data sees that it has begun.
+SHARDS_IN_FLIGHT_PER_GPU = 8
 
 
 def run(config: ScoreConfig) -> str:
@@ -134,19 +136,23 @@ def _storage_fault(error: BaseException | None, run_uri: str) -> StorageUnavaila
 
 
 def _shards_in_flight(config: ScoreConfig) -> int:
-    """Shards that an actor has been given; on a GPU it predicts one while it writes the rows of another."""
-    return SHARDS_IN_FLIGHT_PER_ACTOR * _num_concurrent(config)
+    """Shards that an actor has been given."""
+    return SHARDS_IN_FLIGHT_PER_GPU if config.use_gpu else SHARDS_IN_FLIGHT_PER_ACTOR
 
 
 def _num_concurrent(config: ScoreConfig) -> int:
-    """Shards that an actor is at."""
+    """Shards that an actor is at; on a GPU it predicts one while it writes the rows of another."""
     return 2 if config.use_gpu else 1
 
 
 def bytes_ahead(config: ScoreConfig, num_actors: int, shard_bytes: int) -> int:
     """So many bytes of crops decoding runs ahead of a slow model, however much memory there is: they would be lost with the driver."""
-    num_readers = max(1, int(cluster.num_cpus() / planning.READER_CPUS))
-    return max(2**27, shard_bytes * (num_readers + 2 * _shards_in_flight(config) * num_actors))
+    num_readers = max(1, int(cluster.num_cpus() / planning.reader_cpus(config)))
+    in_flight = _shards_in_flight(config) * num_actors
+    if config.use_gpu:
+        # Three quarters of it are for what readers work on, the rest for what lies between them and the actors.
+        return 2 * shard_bytes * (num_readers + in_flight)
+    return max(2**26, shard_bytes * (num_readers // 2 + in_flight))
 
 
 def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: str, todo: list[int]) -> ray.data.Dataset:
@@ -154,15 +160,18 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
     dataset = ray.data.from_items(work, override_num_blocks=len(work))
     num_actors = planning.choose_num_actors(config, len(todo))
     crops = max(plan.counts) * 3 * max(sum(map(math.prod, plan.sizes)), math.prod(plan.first_stage.size) if plan.first_stage else 0)
-    dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=bytes_ahead(config, num_actors, crops))
+    # Ray Data gives reading half of what there is.
+    limit = 2 * bytes_ahead(config, num_actors, crops)
+    dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=limit)
     reader = ShardReader(run_uri, tuple(plan.files), done_uri, plan.models[0].framing, plan.sizes, config.max_bytes, config.max_pixels)
     shared: dict[str, Any] = {
-        "batch_size": config.batch_size,
+        "batch_size": planning.choose_batch_size(config),
         "num_threads": config.cpus_per_actor,
         "use_gpu": config.use_gpu,
         "flip_test": config.flip_test,
         "precision": config.precision,
     }
+    readers = planning.reader_cpus(config)
     cpus, gpus = planning.actor_share(config, plan.first_stage)
     actors: dict[str, Any] = {
         "compute": ActorPoolStrategy(
@@ -178,7 +187,7 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
     if plan.first_stage:
         first_reader = dataclasses.replace(reader, framing="image", sizes=(plan.first_stage.size,))
         arguments = {"checkpoint": plan.first_stage, **shared}
-        dataset = dataset.map(first_reader, num_cpus=planning.READER_CPUS).map(FirstStage, fn_constructor_kwargs=arguments, **actors)
+        dataset = dataset.map(first_reader, num_cpus=readers).map(FirstStage, fn_constructor_kwargs=arguments, **actors)
     arguments = {
         "checkpoints": plan.models,
         "sizes": plan.sizes,
@@ -188,4 +197,4 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
         "test_scales": config.test_scales,
         **shared,
     }
-    return dataset.map(reader, num_cpus=planning.READER_CPUS).map(Predictor, fn_constructor_kwargs=arguments, **actors)
+    return dataset.map(reader, num_cpus=readers).map(Predictor, fn_constructor_kwargs=arguments, **actors)

@@ -110,7 +110,7 @@ def test_person_crops_have_a_margin_of_a_fifth_and_whole_pictures_none(values, m
         (TuneConfig, {"train": TrainConfig(**TRAIN), "search": ()}, "--search needs at least one field"),
         (TuneConfig, {"train": TrainConfig(**TRAIN), "scheduler": "pbt"}, "unknown scheduler 'pbt'; choices: asha, none"),
         (TuneConfig, {"train": TrainConfig(**TRAIN), "search": ("lr=grid:1",)}, "unknown field to search 'lr'; choices: "),
-        (ScoreConfig, SCORE | {"batch_size": 0}, "--batch-size must be at least 1, got 0"),
+        (ScoreConfig, SCORE | {"batch_size": -1}, "--batch-size must be at least 0, got -1"),
         (ScoreConfig, SCORE | {"split": "dev"}, "unknown split 'dev'; choices: train, val, test"),
         (ScoreConfig, SCORE | {"images_uri": "images"}, "give either --samples-uri or --images-uri"),
         (ScoreConfig, SCORE | {"samples_uri": ""}, "give either --samples-uri or --images-uri"),

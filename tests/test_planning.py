@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 from test_scoring import write_checkpoint
 
-from posepipe import cluster, inputs, journal, planning, samples, storage
+from posepipe import cluster, inputs, journal, planning, samples, scoring, storage
 from posepipe.config import ScoreConfig
 from posepipe.model_file import Checkpoint
 from posepipe.planning import Plan, dry_run, load_checkpoints, plan_run, require_cluster, store_plan
@@ -364,6 +364,22 @@ def test_actors_with_gpus_leave_a_cpu_to_read(monkeypatch):
     num_actors = planning.choose_num_actors(given, 1000)
     assert num_actors == 7
     require_cluster(config("a", images_uri="x", use_gpu=True, num_actors=num_actors), None)
+
+
+@pytest.mark.parametrize(("values", "expected"), [({}, 16), ({"use_gpu": True}, 64), ({"use_gpu": True, "batch_size": 7}, 7)])
+def test_a_batch_is_what_was_asked_for_or_what_suits_the_device(values, expected):
+    assert planning.choose_batch_size(config("a", images_uri="x", **values)) == expected
+
+
+def test_beside_gpus_more_shards_are_read_at_a_time_than_there_are_cores(monkeypatch):
+    """Each core would wait a while for its next shard, and for their results there is room."""
+    monkeypatch.setattr(cluster, "_nodes", lambda: ([cluster._Group(1, {"CPU": 16.0, "GPU": 1.0})], 0.0))
+    given = config("a", images_uri="x", use_gpu=True)
+    cpus, _ = planning.actor_share(given, None)
+    num_readers = int((16 - cpus) / planning.reader_cpus(given))
+    assert num_readers > 16 - cpus
+    # Three eighths of Ray Data's limit are for the results of tasks that run.
+    assert 2 * scoring.bytes_ahead(given, 1, shard_bytes=8) * 3 / 8 >= 8 * num_readers
 
 
 @pytest.mark.parametrize(("values", "stages", "cpus"), [({}, 1, 1.0), ({"cpus_per_actor": 3}, 1, 3.0), ({}, 2, 1.0)])
