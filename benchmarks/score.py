@@ -3,8 +3,8 @@
 All read the same files on the same cores, one after the other, round by round. What is timed:
 
 * posepipe: `scoring.score`, without what starts once (actors, their imports, the model), which is told apart, as `start`. Reading may run
-  ahead of the actors by a number of shards, and does so while they start: the clock starts when so many shards are committed and stops so
-  many before the end, so that as many are read in its time as are committed.
+  ahead of the actors by a number of shards, and does so while they start: the clock starts after so many commits and stops so many before
+  the last one, so that about as many shards are read in its time as are committed.
 * script: a torch DataLoader with torchvision's decoder and antialiased resize, one worker process per core, started before the clock;
   the same network on all cores; rows to Parquet, a file per shard. It keeps no status, resumes nothing and dies of a bad picture.
 * decode: bytes in memory -> crops, a process per core.
@@ -114,7 +114,7 @@ def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: st
         )
         shard_bytes = config.shard_size * 3 * config.size**2
         num_actors = planning.choose_num_actors(run, config.num_images // config.shard_size)
-        num_ahead = math.ceil(scoring.bytes_ahead(run, num_actors, shard_bytes) / shard_bytes)
+        num_ahead = math.ceil(scoring.store_limit(run, num_actors, shard_bytes) / 2 / shard_bytes)
         started = time.time()
         if config.num_images < (least := 3 * (num_ahead + 1) * config.shard_size):
             raise ValueError(f"--num-images must be at least {least}, as reading may run {num_ahead} shards of {config.shard_size} ahead")
@@ -158,10 +158,12 @@ def script_rate(config: BenchmarkConfig, model: PoseModel, paths: list[str], loa
 
 
 class Limits:
-    """Decoding and the network on all cores, by processes of one thread each, which keep their memory as posepipe's actors do."""
+    """Decoding and the network on all cores, by processes of one thread each.
+
+    Where they run the network they keep their memory as posepipe's actors do; beside a GPU they only decode, as its readers do.
+    """
 
     def __init__(self, config: BenchmarkConfig, checkpoint_uri: str, data: list[bytes]) -> None:
-        # Beside a GPU they only decode, and need no libraries of their own.
         context = multiprocessing.get_context("fork" if config.use_gpu else "spawn")
         arguments = (config, checkpoint_uri, data, context.Barrier(CORES))
         self._pool = concurrent.futures.ProcessPoolExecutor(CORES, context, _load, arguments)

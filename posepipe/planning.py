@@ -14,7 +14,8 @@ from posepipe.model_file import Checkpoint, join_ids, read_checkpoint
 # Reading waits for the storage half of the time, and where the model is quick all cores should decode. It is not what is left of a CPU for
 # an actor, nor half of that: Ray would fuse the two and read no shard beside the actor.
 READER_CPUS = 0.4
-# Ray Data looks for ended tasks ten times a second: with as many readers as cores, some cores would wait for the next one.
+# No actor shares the cores then. Ray Data looks for ended tasks ten times a second: two readers per core keep it busy meanwhile, and each
+# further one is a process to start and to keep.
 READER_CPUS_BESIDE_GPU = 0.5
 BATCH_ON_GPU, BATCH_ON_CPU = 64, 16
 SHARDS_PER_ACTOR = 4  # for so many it pays to start one

@@ -145,14 +145,18 @@ def _num_concurrent(config: ScoreConfig) -> int:
     return 2 if config.use_gpu else 1
 
 
-def bytes_ahead(config: ScoreConfig, num_actors: int, shard_bytes: int) -> int:
-    """So many bytes of crops decoding runs ahead of a slow model, however much memory there is: they would be lost with the driver."""
+def store_limit(config: ScoreConfig, num_actors: int, shard_bytes: int) -> int:
+    """Bytes of crops that Ray Data may keep in the object store, however much it holds: they would be lost with the driver.
+
+    Of these, three eighths are for what readers are at, and one is for what waits for the actors or lies with them: reading is at most half
+    of this ahead. (The other half Ray Data keeps for the actors' results, which are small.)
+    """
     num_readers = max(1, int(cluster.num_cpus() / planning.reader_cpus(config)))
     in_flight = _shards_in_flight(config) * num_actors
     if config.use_gpu:
-        # Three quarters of it are for what readers work on, the rest for what lies between them and the actors.
-        return 2 * shard_bytes * (num_readers + in_flight)
-    return max(2**26, shard_bytes * (num_readers // 2 + in_flight))
+        return 4 * shard_bytes * (num_readers + in_flight)
+    # A model on CPUs is seldom so quick that all readers are at work all of the time.
+    return max(2**27, shard_bytes * (num_readers + 2 * in_flight))
 
 
 def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: str, todo: list[int]) -> ray.data.Dataset:
@@ -160,8 +164,7 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
     dataset = ray.data.from_items(work, override_num_blocks=len(work))
     num_actors = planning.choose_num_actors(config, len(todo))
     crops = max(plan.counts) * 3 * max(sum(map(math.prod, plan.sizes)), math.prod(plan.first_stage.size) if plan.first_stage else 0)
-    # Ray Data gives reading half of what there is.
-    limit = 2 * bytes_ahead(config, num_actors, crops)
+    limit = store_limit(config, num_actors, crops)
     dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=limit)
     reader = ShardReader(run_uri, tuple(plan.files), done_uri, plan.models[0].framing, plan.sizes, config.max_bytes, config.max_pixels)
     shared: dict[str, Any] = {

@@ -372,14 +372,16 @@ def test_a_batch_is_what_was_asked_for_or_what_suits_the_device(values, expected
 
 
 def test_beside_gpus_more_shards_are_read_at_a_time_than_there_are_cores(monkeypatch):
-    """Each core would wait a while for its next shard, and for their results there is room."""
+    """Each core would wait a while for its next shard; and for what is read there is room in the object store."""
     monkeypatch.setattr(cluster, "_nodes", lambda: ([cluster._Group(1, {"CPU": 16.0, "GPU": 1.0})], 0.0))
     given = config("a", images_uri="x", use_gpu=True)
     cpus, _ = planning.actor_share(given, None)
     num_readers = int((16 - cpus) / planning.reader_cpus(given))
     assert num_readers > 16 - cpus
-    # Three eighths of Ray Data's limit are for the results of tasks that run.
-    assert 2 * scoring.bytes_ahead(given, 1, shard_bytes=8) * 3 / 8 >= 8 * num_readers
+    # Ray Data counts three eighths of its limit for results of tasks that run, and one for those that wait or lie with the actors.
+    limit = scoring.store_limit(given, 1, shard_bytes=1)
+    assert limit * 3 / 8 >= num_readers + scoring.SHARDS_IN_FLIGHT_PER_GPU
+    assert limit / 8 >= scoring.SHARDS_IN_FLIGHT_PER_GPU
 
 
 @pytest.mark.parametrize(("values", "stages", "cpus"), [({}, 1, 1.0), ({"cpus_per_actor": 3}, 1, 3.0), ({}, 2, 1.0)])

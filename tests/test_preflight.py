@@ -48,7 +48,7 @@ REQUESTS: list[tuple[str, dict[str, Any], str]] = [
     ("score", {"num_actors": 2, "cpus_per_actor": 4}, "needs 8 CPUs"),
     ("score", {"num_actors": 0, "cpus_per_actor": 7}, "scoring with 1 actors needs 7 CPUs and 0 GPUs"),
     ("score", {"num_actors": 7, "cpus_per_actor": 1, "first_stage": True}, "(actors: 7 x 0.5 CPU, first-stage actors: 7 x 0.5 CPU)"),
-    ("score", {"num_actors": 1, "cpus_per_actor": 1, "use_gpu": True}, "1 GPUs (actors: 1 x 1 CPU + 1 GPU, reading: 1 x 0.4 CPU)"),
+    ("score", {"num_actors": 1, "cpus_per_actor": 1, "use_gpu": True}, "1 GPUs (actors: 1 x 1 CPU + 1 GPU, reading: 1 x 0.5 CPU)"),
 ]  # fmt: skip
 
 
