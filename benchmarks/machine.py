@@ -22,12 +22,13 @@ PACKAGES = ("posepipe", "ray", "torch", "torchvision", "timm", "pillow", "simple
 
 def start_ray(num_cpus: int = CORES) -> None:
     """Starts Ray on this machine, without its lines and bars."""
-    import ray
     import ray.data
+
+    from posepipe import cluster
 
     # Ray's workers are nice(15) by default, the others are not: on a machine that does something else besides, that would decide.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    cluster.start(num_cpus=num_cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
 

@@ -91,9 +91,9 @@ class Memory(threading.Thread):
 
 _RAY = """
 import os, time, ray
-os.environ["RAY_worker_niceness"] = "0"
-ray.init(address="local", num_cpus={cpus}, object_store_memory={store}, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 from posepipe import cluster
+os.environ["RAY_worker_niceness"] = "0"
+cluster.start(num_cpus={cpus}, object_store_memory={store}, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 {imports}
 cluster.connect()
 started = time.perf_counter()

@@ -19,16 +19,30 @@ NETWORK_ENV = {
 }
 """Runtime environment of processes that run networks. A network asks for the same large buffers in every pass; by default glibc gives them
 back to the system after each, which zeroes their pages anew."""
+NODE_ENV = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
+"""Environment in which a node's Ray starts. By default a worker process that idles for a second is ended if more of them idle than CPUs are
+free, and those that read for a network which is slower than they are idle between two shards: one would start anew every few seconds."""
 
 
 def connect() -> None:
     """Connects to the cluster that RAY_ADDRESS names (a submitted job's own), or starts Ray on this machine."""
     if not ray.is_initialized():
-        ray.init(address=None if "RAY_ADDRESS" in os.environ else "local", logging_level=logging.WARNING, log_to_driver=True)
+        options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(**options)
+        else:
+            start(**options)
     # The jobs count pictures themselves; Ray's lines about each operator would bury theirs.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+
+
+def start(**options: Any) -> None:
+    """Starts Ray on this machine, with these options of `ray.init`; what the environment says of its own stays."""
+    for name, value in NODE_ENV.items():
+        os.environ.setdefault(name, value)
+    ray.init(address="local", **options)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def ray_session(s3_endpoint: str) -> Iterator[None]:
     ray = pytest.importorskip("ray")
     from posepipe import cluster
 
-    ray.init(address="local", num_cpus=6, object_store_memory=500 * 2**20, logging_level="ERROR", log_to_driver=True)
+    cluster.start(num_cpus=6, object_store_memory=500 * 2**20, logging_level="ERROR", log_to_driver=True)
     cluster.connect()
     yield
     ray.shutdown()

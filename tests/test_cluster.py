@@ -4,10 +4,12 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from posepipe import cluster
 from posepipe.cluster import Need
@@ -116,6 +118,22 @@ def test_cpus_of_all_nodes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_people_read_what_the_nodes_offer(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, {"CPU": 2.0, "object_store_memory": 3 * 2**30}, {"CPU": 4.0, "GPU": 0.5, "object_store_memory": 2.25 * 2**30})
     assert cluster.describe() == "2 nodes with 6 CPUs and 0.5 GPUs, the smallest object store 2.2 GiB"
+
+
+def test_a_worker_process_that_idled_is_used_again(ray_session: None) -> None:
+    @ray.remote(num_cpus=6)
+    class Holder:
+        def is_ready(self) -> bool:
+            return True
+
+    holder = Holder.remote()  # No CPU is free, and so by default no process may idle for more than a second.
+    ask = ray.remote(num_cpus=0)(lambda: os.getpid())
+    assert ray.get(holder.is_ready.remote(), timeout=60)
+    before = ray.get(ask.remote(), timeout=60)
+    time.sleep(3)
+    after = ray.get(ask.remote(), timeout=60)
+    ray.kill(holder)
+    assert after == before
 
 
 _FAULTS = """

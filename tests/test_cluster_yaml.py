@@ -18,6 +18,8 @@ import ray
 from deployment import RAY_UP, ROOT, documents, pinned, read
 from ray.autoscaler._private import util
 
+from posepipe.cluster import NODE_ENV
+
 AWS, GCP = RAY_UP
 REGION = "us-east-1"
 
@@ -80,6 +82,10 @@ def test_max_workers_is_the_sum_over_worker_types(cluster: dict[str, Any]) -> No
 def test_every_call_needs_the_token(cluster: dict[str, Any]) -> None:
     assert "--env RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
     assert cluster["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+def test_idle_workers_are_kept_as_on_one_machine(cluster: dict[str, Any]) -> None:
+    assert {f"--env {name}={value}" for name, value in NODE_ENV.items()} <= set(cluster["docker"]["run_options"])
 
 
 @pytest.mark.parametrize("name", RAY_UP)

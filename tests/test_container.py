@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from deployment import ROOT, pinned
 
+from posepipe.cluster import NODE_ENV
+
 DOCKERFILE = ROOT / "deploy/Dockerfile"
 
 
@@ -69,6 +71,14 @@ def test_it_does_not_run_as_root(steps: list[tuple[str, str]]) -> None:
     assert of(steps, "USER") == ["1000:100"]
 
 
+def environment(steps: list[tuple[str, str]]) -> set[str]:
+    return {setting for line in of(steps, "ENV") for setting in line.split()}
+
+
+def test_idle_workers_are_kept_as_on_one_machine(steps: list[tuple[str, str]]) -> None:
+    assert {f"{name}={value}" for name, value in NODE_ENV.items()} <= environment(steps)
+
+
 def test_token_authentication_is_on_and_no_secret_is_inside(steps: list[tuple[str, str]]) -> None:
-    assert of(steps, "ENV") == ["RAY_AUTH_MODE=token"]
+    assert "RAY_AUTH_MODE=token" in environment(steps)
     assert not re.search(r"(?i)secret|password|access_key|auth_token|--mount", "\n".join(" ".join(step) for step in steps))
