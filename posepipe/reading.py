@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from posepipe import fetching, geometry, images, inputs, journal, samples, storage
 from posepipe.decoding import Decoded, View, shared_decoder
@@ -49,14 +48,13 @@ class ShardReader:
             return {"shard": shard, "rows": b"", "pixels": b"", "done": done}
         spec = json.loads(row["spec"]) if "spec" in row else {}
         if spec.get("samples") or spec.get("failed"):
-            rows, crops = self._read_samples(spec)
+            rows, pixels = self._read_samples(spec)
         else:
             wanted = pickle.loads(row["inputs"]) if "inputs" in row else inputs.read_shard(self.run_uri, self.files, shard)
-            rows, crops = self._read_images(wanted)
-        pixels = b"".join(crop.tobytes() for of_size in crops for crop in of_size)
+            rows, pixels = self._read_images(wanted)
         return {"shard": shard, "rows": pickle.dumps(rows), "pixels": pixels, "done": ""}
 
-    def _read_images(self, wanted: list[dict[str, Any]]) -> tuple[dict[str, Any], list[list[NDArray[np.uint8]]]]:
+    def _read_images(self, wanted: list[dict[str, Any]]) -> tuple[dict[str, Any], bytearray]:
         known = [
             {name: item[name] for name in ("sample_id", "uri", "person_from")}
             | {"framing": self.framing, "status": item.get("status", "ok"), "detail": item.get("detail", "")}
@@ -71,20 +69,17 @@ class ShardReader:
                 if row["status"] == "ok" and item["scale"] is None:
                     row |= {"status": "no_person", "detail": "the manifest gives no person for this row"}
         places = [place for place, row in enumerate(known) if row["status"] == "ok"]
-        asked = [wanted[place] for place in places]
-        crops: list[list[NDArray[np.uint8]]] = [[] for _ in self.sizes]
         affines = []
-        for place, found in zip(places, self._decode(asked), strict=True):
+        decoded, pixels = self._decode([wanted[place] for place in places])
+        for place, found in zip(places, decoded, strict=True):
             known[place] |= {name: getattr(found, name) for name in ("status", "detail", "width", "height")}
-            for of_size, crop in zip(crops, found.crops, strict=False):
-                of_size.append(crop)
-            if found.crops:
+            if found.status == "ok":
                 affines.append(found.crop_to_image)
         affines_by_size = np.reshape(affines, (-1, len(self.sizes), 2, 3)).swapaxes(0, 1)
-        return {"known": known, "crop_to_image": affines_by_size, "labels": None, "inputs": wanted}, crops
+        return {"known": known, "crop_to_image": affines_by_size, "labels": None, "inputs": wanted}, pixels
 
-    def _decode(self, wanted: Sequence[dict[str, Any]]) -> list[Decoded]:
-        """One per input, in order."""
+    def _decode(self, wanted: Sequence[dict[str, Any]]) -> tuple[list[Decoded], bytearray]:
+        """One per input, in order, without their crops; and these, size after size."""
         found: list[Decoded | None] = []
         requests = []
         with_data = fetching.read_ahead([item["uri"] for item in wanted], self.max_bytes, [item["size"] for item in wanted])
@@ -100,9 +95,15 @@ class ShardReader:
                 found.append(None)
                 yield data, [self._view(size, item) for size in self.sizes], self.max_pixels
 
+        # A shard's crops are most of what this process holds, so they are copied once, to where they stay.
+        first, *others = [bytearray() for _ in self.sizes]
         for number, decoded in enumerate(decoder.decode_all(readable())):
-            found[requests[number]] = decoded
-        return [each for each in found if each is not None]
+            found[requests[number]] = dataclasses.replace(decoded, crops=[])
+            for pixels, crop in zip((first, *others), decoded.crops, strict=False):
+                pixels += crop.data
+        for pixels in others:
+            first += pixels
+        return [each for each in found if each is not None], first
 
     def _view(self, size: tuple[int, int], item: dict[str, Any]) -> View:
         if self.framing == "image":
@@ -113,7 +114,7 @@ class ShardReader:
         # The list of inputs has a centre for it as MPII would, but which way is down is not known before the picture is.
         return View(size, (center[0], center[1] + geometry.PERSON_SHIFT * scale), scale, shift=0.0)
 
-    def _read_samples(self, spec: dict[str, Any]) -> tuple[dict[str, Any], list[list[NDArray[np.uint8]]]]:
+    def _read_samples(self, spec: dict[str, Any]) -> tuple[dict[str, Any], bytearray]:
         if "failed" in spec:
             names = ("split", "status", "detail")
             known = [
@@ -125,7 +126,7 @@ class ShardReader:
                 }
                 for row in spec["failed"]
             ]
-            return {"known": known, "crop_to_image": np.empty((1, 0, 2, 3)), "labels": None}, [[]]
+            return {"known": known, "crop_to_image": np.empty((1, 0, 2, 3)), "labels": None}, bytearray()
         table = storage.read_table(spec["samples"])
         labels: dict[str, Any] = {**samples.label_arrays(table), "is_visible": table["is_visible"].to_pylist()}
         known = [
@@ -135,5 +136,7 @@ class ShardReader:
         for row in known:
             row["person_from"] = "label" if row["framing"] == "person" else None
         # Models of one pass that score samples have the samples' size.
-        crops = [images.cut_margin(images.decode_jpeg(crop), self.sizes[0]) for crop in table["crop"].to_pylist()]
-        return {"known": known, "crop_to_image": labels["crop_to_image"][None], "labels": labels}, [crops]
+        pixels = bytearray()
+        for crop in table["crop"].to_pylist():
+            pixels += images.cut_margin(images.decode_jpeg(crop), self.sizes[0]).tobytes()
+        return {"known": known, "crop_to_image": labels["crop_to_image"][None], "labels": labels}, pixels
