@@ -78,8 +78,8 @@ class BenchmarkConfig:
     """The networks run on the GPU."""
     num_actors: int = 0
     """Predictor processes of posepipe; 0: as many as it takes on its own."""
-    cpus_per_actor: int = 1
-    """CPUs (and torch threads) of each."""
+    cpus_per_actor: int = 0
+    """CPUs of each; 0: as many as it takes on its own."""
     num_cpus: int = CORES
     """CPUs that Ray is told of."""
     output_uri: str = ""
@@ -193,9 +193,8 @@ class Network:
 
     def __init__(self, config: BenchmarkConfig, checkpoint_uri: str) -> None:
         checkpoint = model_file.read_checkpoint(checkpoint_uri)
-        threads = torch.get_num_threads()
         batch = planning.BATCH_ON_GPU if config.use_gpu else planning.BATCH_ON_CPU
-        ensemble = Ensemble([checkpoint], [checkpoint.size], batch, threads, config.use_gpu, False, (1.0,), config.precision)
+        ensemble = Ensemble([checkpoint], [checkpoint.size], batch, 1, config.use_gpu, False, (1.0,), config.precision)
         [self._model] = ensemble.models
         crops = np.random.default_rng(0).integers(0, 256, (batch, config.size, config.size, 3), dtype=np.uint8)
         self._pixels = torch.from_numpy(crops).permute(0, 3, 1, 2).to(find_device(config))

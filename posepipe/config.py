@@ -321,7 +321,7 @@ class ScoreConfig:
     sample_fraction: float = 1.0
     """Only this share of the inputs, the same one every time."""
     batch_size: int = 0
-    """Crops per forward pass; 0: 64 on a GPU, and 16 on CPUs, which takes less memory and may be a little slower."""
+    """Crops per forward pass; 0: 64 on a GPU, and 32 on CPUs, which takes less memory."""
     shard_size: int = 256
     """Pictures per task and output file: what is done again after a crash."""
     flip_test: bool = False
@@ -331,9 +331,10 @@ class ScoreConfig:
     precision: Precision = "float32"
     """float32, or bfloat16 for mixed precision: for GPUs, and for CPUs that compute in it (AMX, AVX512-BF16)."""
     num_actors: int = 0
-    """Model replicas; 0: one per GPU, or without --use-gpu one per CPU, as far as there is work for so many."""
-    cpus_per_actor: int = 1
-    """CPUs (and torch threads) of each replica; without a GPU it shares them with a task that reads and decodes."""
+    """Processes that hold the models; 0: one per GPU, or without --use-gpu as many as the CPUs hold, if there is work for so many."""
+    cpus_per_actor: int = 0
+    """CPUs of each; 0: 1 where --use-gpu or --num-actors is given, otherwise 2 if none is left over. Without a GPU the models of a process
+    predict so many shards at a time, a core each, and share these with tasks that read and decode."""
     use_gpu: bool = False
     """One GPU per replica. With a first stage its replicas and the others share CPUs and GPUs half and half."""
     max_bytes: int = 128 * 2**20
@@ -353,7 +354,7 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_at_least(self, batch_size=0, shard_size=1, num_actors=0, cpus_per_actor=1, num_overlays=0, limit=0)
+        _check_at_least(self, batch_size=0, shard_size=1, num_actors=0, cpus_per_actor=0, num_overlays=0, limit=0)
         _check_at_least(self, max_bytes=1, max_pixels=1, takeover_after=1, price_per_hour=0)
         if self.max_pixels > MAX_PIXELS:
             raise ValueError(f"--max-pixels must be at most {MAX_PIXELS}, where Pillow draws its own line, got {self.max_pixels}")

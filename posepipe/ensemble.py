@@ -3,7 +3,9 @@
 Apart from `predicting`, so that the driver, which starts the actors, imports no torch.
 """
 
+import copy
 import functools
+import queue
 import threading
 from collections.abc import Callable, Sequence
 
@@ -21,7 +23,11 @@ from posepipe.tasks import TASKS, Task
 
 
 class Ensemble:
-    """Models on one device, and the pixels that each of them takes out of a ShardReader's."""
+    """Models on one device, and the pixels that each of them takes out of a ShardReader's.
+
+    Attributes:
+        models: in the order of the checkpoints.
+    """
 
     def __init__(
         self,
@@ -34,20 +40,33 @@ class Ensemble:
         test_scales: Sequence[float],
         precision: Precision,
     ) -> None:
-        torch.set_num_threads(num_threads)
+        """
+        Args:
+            checkpoints: of the models.
+            sizes: widths and heights of the crops that `predict` is given.
+            batch_size: crops per forward pass.
+            num_threads: of torch beside a GPU; without one, threads that may predict at a time, each on one core.
+            use_gpu: the models are on the GPU, and threads that predict take turns.
+            flip_test: see `averaging.predict`.
+            test_scales: likewise.
+            precision: of the networks.
+        """
         # The same shard gives the same bytes, whoever computes it.
         torch.backends.cudnn.deterministic = True
         self._device = torch.device("cuda" if use_gpu else "cpu")
         self._sizes, self._batch_size, self._flip_test, self._test_scales = sizes, batch_size, flip_test, test_scales
         self._own_sizes = [checkpoint.size for checkpoint in checkpoints]
-        # Networks that collect their features by hooks, and torch's first use of linear algebra on a GPU, are for one thread at a time, and
-        # two batches of --batch-size may be more than the memory holds.
-        self._turn = threading.Lock()
+        self._torch_threads, self._is_set = (num_threads if use_gpu else 1), threading.local()
         self.models = [_load(checkpoint).to(self._device) for checkpoint in checkpoints]
-        if precision == "bfloat16":
-            for model in self.models:
-                # The network alone: what is decoded from its output stays float32.
-                model.forward = functools.partial(_in_bfloat16, model.forward)  # type: ignore[method-assign]
+        # Networks that collect their features by hooks, and torch's first use of linear algebra on a GPU, are for one thread at a time, and
+        # two batches of --batch-size may be more than a GPU's memory holds: who predicts takes a set of models and puts it back.
+        self._free: queue.SimpleQueue[list[PoseModel]] = queue.SimpleQueue()
+        for models in (self.models, *(copy.deepcopy(self.models) for _ in range(0 if use_gpu else num_threads - 1))):
+            if precision == "bfloat16":
+                for model in models:
+                    # The network alone: what is decoded from its output stays float32.
+                    model.forward = functools.partial(_in_bfloat16, model.forward)  # type: ignore[method-assign]
+            self._free.put(models)
 
     def predict(
         self, pixels: bytes, crop_to_image: NDArray[np.float64]
@@ -65,12 +84,18 @@ class Ensemble:
             crops = np.frombuffer(pixels, np.uint8, count * 3 * width * height, start).reshape(count, height, width, 3)
             by_size[size] = crops
             start += crops.size
+        if not hasattr(self._is_set, "done"):  # OpenMP has a number for each thread that calls.
+            torch.set_num_threads(self._torch_threads)
+            self._is_set.done = True
         estimates: dict[str, list[averaging.Estimate]] = {}
-        for model, size in zip(self.models, self._own_sizes, strict=True):
-            with self._turn:
+        models = self._free.get()
+        try:
+            for model, size in zip(models, self._own_sizes, strict=True):
                 points, confidence = self._run(model, by_size[size])
-            points_image = geometry.transform(crop_to_image[list(self._sizes).index(size)], points.numpy())
-            estimates.setdefault(model.config.task, []).append((torch.from_numpy(points_image), confidence))
+                points_image = geometry.transform(crop_to_image[list(self._sizes).index(size)], points.numpy())
+                estimates.setdefault(model.config.task, []).append((torch.from_numpy(points_image), confidence))
+        finally:
+            self._free.put(models)
         found = []
         for name, of_task in estimates.items():
             points, confidence = averaging.average(of_task, is_box=TASKS[name].is_box)

@@ -17,7 +17,8 @@ READER_CPUS = 0.4
 # No actor shares the cores then. Ray Data looks for ended tasks ten times a second: two readers per core keep it busy meanwhile, and each
 # further one is a process to start and to keep.
 READER_CPUS_BESIDE_GPU = 0.5
-BATCH_ON_GPU, BATCH_ON_CPU = 64, 16
+BATCH_ON_GPU, BATCH_ON_CPU = 64, 32
+CPUS_PER_ACTOR = 2  # Most of an actor's memory are libraries, which its cores share.
 SHARDS_PER_ACTOR = 4  # for so many it pays to start one
 _DEFAULTS: dict[str, Any] = {"flip_test": False, "test_scales": [1.0], "precision": "float32"}
 _NO_PEOPLE = (
@@ -188,25 +189,34 @@ def reader_cpus(config: ScoreConfig) -> float:
 def actor_share(config: ScoreConfig, first_stage: Checkpoint | None) -> tuple[float, float]:
     """CPUs and GPUs that Ray counts for an actor.
 
-    The two stages take turns, so they share what one of them would have. Without a GPU an actor shares its cores with a reader: which of
+    The two stages take turns, so they share what one of them would have. Without a GPU an actor shares each core with a reader: which of
     the two is the slower one depends on the model, and the machine gives each what the other leaves.
     """
     stages = 2 if first_stage else 1
-    return (config.cpus_per_actor - (0 if config.use_gpu else READER_CPUS)) / stages, int(config.use_gpu) / stages
+    return choose_cpus_per_actor(config) * (1 if config.use_gpu else 1 - READER_CPUS) / stages, int(config.use_gpu) / stages
+
+
+def choose_cpus_per_actor(config: ScoreConfig) -> int:
+    """What was asked for, or on CPUs two if no CPU is left over that way."""
+    if config.cpus_per_actor or config.num_actors or config.use_gpu:
+        return config.cpus_per_actor or 1
+    several = CPUS_PER_ACTOR * cluster.num_fitting(cpus=CPUS_PER_ACTOR, gpus=0)
+    return CPUS_PER_ACTOR if several >= cluster.num_fitting(cpus=1, gpus=0) else 1
 
 
 def choose_num_actors(config: ScoreConfig, num_shards: int) -> int:
     """What was asked for, or as many as the cluster holds and so many shards are worth."""
-    fitting = cluster.num_fitting(cpus=config.cpus_per_actor, gpus=int(config.use_gpu))
+    cpus = choose_cpus_per_actor(config)
+    fitting = cluster.num_fitting(cpus=cpus, gpus=int(config.use_gpu))
     if config.use_gpu:  # One CPU has to be left to read.
-        fitting = min(fitting, int((cluster.num_cpus() - reader_cpus(config)) / config.cpus_per_actor))
+        fitting = min(fitting, int((cluster.num_cpus() - reader_cpus(config)) / cpus))
     return config.num_actors or max(1, min(fitting, num_shards // SHARDS_PER_ACTOR))
 
 
 def require_cluster(config: ScoreConfig, first_stage: Checkpoint | None) -> None:
     """Refuses a run whose actors, at least one, and one task that reads the cluster cannot hold."""
     count, stages = config.num_actors or 1, 2 if first_stage else 1
-    actors = cluster.Need("actors", count, config.cpus_per_actor / stages, int(config.use_gpu) / stages)
+    actors = cluster.Need("actors", count, choose_cpus_per_actor(config) / stages, int(config.use_gpu) / stages)
     needs = [actors, *([dataclasses.replace(actors, name="first-stage actors")] if first_stage else [])]
     if config.use_gpu:
         needs.append(cluster.Need("reading", 1, reader_cpus(config)))
@@ -230,5 +240,5 @@ def dry_run(config: ScoreConfig) -> str:
         lines.append(f"does not fit: {error}")
     else:
         num_actors = choose_num_actors(config, len(plan.counts))
-        lines.append(f"fits: {num_actors} actors of {config.cpus_per_actor} CPUs{' and a GPU' if config.use_gpu else ''} each")
+        lines.append(f"fits: {num_actors} actors of {choose_cpus_per_actor(config)} CPUs{' and a GPU' if config.use_gpu else ''} each")
     return "\n".join(lines)

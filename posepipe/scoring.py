@@ -24,7 +24,7 @@ from posepipe.reading import ShardReader
 from posepipe.retrying import StorageUnavailableError
 
 OVERLAYS_FILE = "overlays.jpg"
-SHARDS_IN_FLIGHT_PER_ACTOR = 2
+SHARDS_IN_FLIGHT_PER_CPU = 2
 # A GPU is done with a shard before Ray Data sees that it has begun.
 SHARDS_IN_FLIGHT_PER_GPU = 8
 
@@ -137,12 +137,12 @@ def _storage_fault(error: BaseException | None, run_uri: str) -> StorageUnavaila
 
 def _shards_in_flight(config: ScoreConfig) -> int:
     """Shards that an actor has been given."""
-    return SHARDS_IN_FLIGHT_PER_GPU if config.use_gpu else SHARDS_IN_FLIGHT_PER_ACTOR
+    return SHARDS_IN_FLIGHT_PER_GPU if config.use_gpu else SHARDS_IN_FLIGHT_PER_CPU * planning.choose_cpus_per_actor(config)
 
 
 def _num_concurrent(config: ScoreConfig) -> int:
-    """Shards that an actor is at; on a GPU it predicts one while it writes the rows of another."""
-    return 2 if config.use_gpu else 1
+    """Shards that an actor is at: one per core, or on a GPU one that it predicts and another of which it writes the rows."""
+    return 2 if config.use_gpu else planning.choose_cpus_per_actor(config)
 
 
 def store_limit(config: ScoreConfig, num_actors: int, shard_bytes: int) -> int:
@@ -169,7 +169,7 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
     reader = ShardReader(run_uri, tuple(plan.files), done_uri, plan.models[0].framing, plan.sizes, config.max_bytes, config.max_pixels)
     shared: dict[str, Any] = {
         "batch_size": planning.choose_batch_size(config),
-        "num_threads": config.cpus_per_actor,
+        "num_threads": planning.choose_cpus_per_actor(config),
         "use_gpu": config.use_gpu,
         "flip_test": config.flip_test,
         "precision": config.precision,
@@ -181,7 +181,7 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
             size=num_actors,
             max_tasks_in_flight_per_actor=_shards_in_flight(config),
             max_concurrent_calls_per_actor=_num_concurrent(config),
-            enable_true_multi_threading=config.use_gpu,
+            enable_true_multi_threading=_num_concurrent(config) > 1,
         ),
         "num_cpus": cpus,
         "num_gpus": gpus,

@@ -84,9 +84,13 @@ def test_mixed_precision_is_of_the_network_alone(tmp_path):
     assert np.median(np.abs(found[0] - found[1])) < 0.5
 
 
-def test_the_networks_of_two_threads_take_turns(tmp_path, monkeypatch):
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize(
+    "changes", [{"model": "test_resnet"}, {"model": "mobilenetv3_small_050", "regression_head": "direct", "feature_stride": 4}]
+)
+def test_as_many_threads_predict_at_a_time_as_there_are_sets_of_networks(tmp_path, monkeypatch, num_threads, changes):
     """A network may keep its features in itself on their way: timm collects some by hooks."""
-    models = ensemble(checkpoint(tmp_path / "run"))
+    models = ensemble(checkpoint(tmp_path / "run", **changes), num_threads=num_threads)
     predict, inside, seen = ensemble_module.averaging.predict, [], []
 
     def slow(*args, **options):
@@ -98,10 +102,34 @@ def test_the_networks_of_two_threads_take_turns(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ensemble_module.averaging, "predict", slow)
     [(_, wanted, _)] = models.predict(CROPS.tobytes(), FRAMES)
-    with ThreadPoolExecutor(2) as pool:
-        found = [points for [(_, points, _)] in pool.map(lambda _: models.predict(CROPS.tobytes(), FRAMES), range(4))]
-    assert set(seen) == {1}
+    with ThreadPoolExecutor(3) as pool:
+        found = [points for [(_, points, _)] in pool.map(lambda _: models.predict(CROPS.tobytes(), FRAMES), range(6))]
+    assert max(seen) == num_threads
     assert all(np.array_equal(wanted, each) for each in found)
+
+
+def test_no_two_threads_share_a_network(tmp_path):
+    models = ensemble(checkpoint(tmp_path / "run"), num_threads=2)
+    one, other = ({id(module) for model in models._free.get() for module in model.modules()} for _ in range(2))
+    assert one
+    assert not one & other
+
+
+def test_a_thread_that_predicts_keeps_to_one_core(tmp_path, monkeypatch):
+    models = ensemble(checkpoint(tmp_path / "run"), num_threads=2)
+    predict, seen = ensemble_module.averaging.predict, []
+
+    def counting(*args, **options):
+        seen.append(torch.get_num_threads())
+        return predict(*args, **options)
+
+    monkeypatch.setattr(ensemble_module.averaging, "predict", counting)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: models.predict(CROPS.tobytes(), FRAMES), range(4)))
+    torch.set_num_threads(before)
+    assert set(seen) == {1}
 
 
 @pytest.mark.parametrize(

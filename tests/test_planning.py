@@ -345,7 +345,8 @@ def test_a_cluster_holds_the_actors_and_a_task_that_reads(nodes, values, has_fir
 @pytest.mark.parametrize(
     ("values", "num_shards", "expected"),
     [
-        ({}, 1000, 8),
+        ({}, 1000, 4),
+        ({"cpus_per_actor": 1}, 1000, 8),
         ({}, 13, 3),  # the fourth would have too little to do
         ({}, 1, 1),
         ({"cpus_per_actor": 3}, 1000, 2),
@@ -358,6 +359,23 @@ def test_there_are_as_many_actors_as_the_cluster_holds_and_the_shards_are_worth(
     assert planning.choose_num_actors(config("a", images_uri="x", **values), num_shards) == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "cpus", "expected"),
+    [
+        ({}, (4.0, 16.0), 2),
+        ({}, (4.0, 3.0), 1),  # a CPU of the second node would have nothing to do
+        ({}, (1.0,), 1),
+        ({"num_actors": 2}, (4.0,), 1),
+        ({"use_gpu": True}, (4.0,), 1),
+        ({"num_actors": 2, "cpus_per_actor": 3}, (4.0,), 3),
+        ({"use_gpu": True, "cpus_per_actor": 3}, (4.0,), 3),
+    ],
+)
+def test_two_cpus_share_the_libraries_of_an_actor_if_none_is_left_over(monkeypatch, values, cpus, expected):
+    monkeypatch.setattr(cluster, "_nodes", lambda: ([cluster._Group(1, {"CPU": count, "GPU": 1.0}) for count in cpus], 0.0))
+    assert planning.choose_cpus_per_actor(config("a", images_uri="x", **values)) == expected
+
+
 def test_actors_with_gpus_leave_a_cpu_to_read(monkeypatch):
     monkeypatch.setattr(cluster, "_nodes", lambda: ([cluster._Group(2, {"CPU": 4.0, "GPU": 4.0})], 0.0))
     given = config("a", images_uri="x", use_gpu=True)
@@ -366,7 +384,7 @@ def test_actors_with_gpus_leave_a_cpu_to_read(monkeypatch):
     require_cluster(config("a", images_uri="x", use_gpu=True, num_actors=num_actors), None)
 
 
-@pytest.mark.parametrize(("values", "expected"), [({}, 16), ({"use_gpu": True}, 64), ({"use_gpu": True, "batch_size": 7}, 7)])
+@pytest.mark.parametrize(("values", "expected"), [({}, 32), ({"use_gpu": True}, 64), ({"use_gpu": True, "batch_size": 7}, 7)])
 def test_a_batch_is_what_was_asked_for_or_what_suits_the_device(values, expected):
     assert planning.choose_batch_size(config("a", images_uri="x", **values)) == expected
 
@@ -384,10 +402,11 @@ def test_beside_gpus_more_shards_are_read_at_a_time_than_there_are_cores(monkeyp
     assert limit / 8 >= scoring.SHARDS_IN_FLIGHT_PER_GPU
 
 
-@pytest.mark.parametrize(("values", "stages", "cpus"), [({}, 1, 1.0), ({"cpus_per_actor": 3}, 1, 3.0), ({}, 2, 1.0)])
-def test_without_a_gpu_an_actor_and_a_reader_take_what_the_actor_is_given(values, stages, cpus):
-    share, gpus = planning.actor_share(config("a", images_uri="x", **values), "a first stage" if stages == 2 else None)
-    assert (stages * share + planning.READER_CPUS, gpus) == (pytest.approx(cpus), 0)
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("cpus", [1, 2, 3])
+def test_without_a_gpu_an_actor_and_a_reader_for_each_of_its_cores_take_what_it_is_given(stages, cpus):
+    share, gpus = planning.actor_share(config("a", images_uri="x", cpus_per_actor=cpus), "a first stage" if stages == 2 else None)
+    assert (stages * share + cpus * planning.READER_CPUS, gpus) == (pytest.approx(cpus), 0)
     # Ray would fuse a reader and an actor that take the same.
     assert share != planning.READER_CPUS
 
@@ -405,7 +424,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_what_the_cluster_offers(checkpoi
         f"pose model: person framing, 64 x 64 px, {checkpoints['pose']}",
         f"first stage: image framing, 64 x 64 px, {checkpoints['image head']}",
         "cluster: 2 nodes with 8 CPUs and 1 GPUs, the smallest object store 1.5 GiB",
-        "fits: 1 actors of 1 CPUs each",
+        "fits: 1 actors of 2 CPUs each",
     ]
     assert not (tmp_path / "out").exists()
     said = dry_run(config(checkpoints["pose"], **values, dry_run=True, flip_test=True, test_scales=(1.0, 1.1))).splitlines()
