@@ -33,7 +33,8 @@ from posepipe.config import ScoreConfig
 BUCKET = "faults-test"
 # Seconds for what takes some on a machine of one's own: on a shared one a minute can pass before a driver has started.
 PATIENCE = 600
-NUM_ACTORS = 1
+NUM_ACTORS, CPUS_PER_ACTOR = 1, 2
+SHARDS_AT_A_TIME = NUM_ACTORS * CPUS_PER_ACTOR
 SESSION_CPUS = 6
 RUN_ID = "faults"
 
@@ -162,6 +163,7 @@ class Stage:
             "run_id": RUN_ID,
             "shard_size": scale.shard_size,
             "num_actors": NUM_ACTORS,
+            "cpus_per_actor": CPUS_PER_ACTOR,
             "takeover_after": 3,
             **flags,
         }
@@ -278,8 +280,7 @@ def test_a_driver_killed_at_any_moment_goes_on_where_it_stopped(stage: Stage, sc
     assert done.count == scale.shards
     again = {"parts_written_again": parts.repeated, "pictures_read_again": reads.repeated}
     show(request, rows=rows, kills=scale.kills, shards=scale.shards, **again)
-    # An actor commits one shard at a time.
-    assert parts.repeated <= scale.kills * NUM_ACTORS
+    assert parts.repeated <= scale.kills * SHARDS_AT_A_TIME
 
 
 @pytest.mark.parametrize(
@@ -305,7 +306,7 @@ def test_a_driver_killed_between_two_writes_leaves_nothing_half_done(
     assert (set(reader.seen), reader.num_refused > 0) == ({scale.pictures}, True)
     assert done.count == scale.shards
     show(request, rows=rows, parts_written_again=parts.repeated)
-    assert parts.repeated <= (NUM_ACTORS if moment == "a_done_record" else 0)
+    assert parts.repeated <= (SHARDS_AT_A_TIME if moment == "a_done_record" else 0)
 
 
 @coarse_scales
@@ -328,7 +329,7 @@ def test_killed_workers_and_decoders_are_replaced_and_blame_no_picture(stage: St
 def test_a_node_that_is_lost_takes_no_row_with_it(stage: Stage, scale: Scale, request: pytest.FixtureRequest) -> None:
     seconds = []
     for is_killed in (False, True) if scale.own_ray else (True,):
-        run = stage.run(scale)
+        run = stage.run(scale, cpus_per_actor=1)  # as many as a node has
         with (
             fault_tools.three_nodes() as nodes,
             stage.watching(run, "PUT", "done/") as done,
