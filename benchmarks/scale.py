@@ -4,8 +4,9 @@
   its first step (`training_data.load_data` and the cache of one worker), each in a process of its own on Ray as below, from the call on.
   `more` is what every picture took beyond those of the row before, so what starts once is not in it.
 * score: a scoring run in a process of its own, on Ray with an object store of --object-store-mib, for each of --num-images; the manifest
-  goes through the folder's pictures again and again. Seconds per picture are taken between commits, so what starts once is told apart.
-  Memory is the sum over all processes of the run (Ray's included): RSS counts what they share once for each of them, PSS once.
+  goes through the folder's pictures again and again. `more` is again beyond those of the row before, here of the time after the first
+  commit: so many pictures had been read before it in each. Memory is the sum over all processes of the run (Ray's included): RSS counts
+  what they share once for each of them, PSS once.
 * plan: from the call to the stored list of inputs, for manifests of --num-rows, in a process of its own, with its peak RSS.
 * first commit: `jobs.score` on the longest of these manifests until its first shard is committed; then it is killed.
 """
@@ -183,8 +184,7 @@ def measure_score(config: ScaleConfig, paths: list[str], count: int, folder: Pat
     if summary["rows_predicted"] != count:
         raise RuntimeError(f"{summary['rows_predicted']} of {count} pictures were scored: {summary['statuses']}")
     at = commits(out)
-    times = {"seconds_to_first_commit": at[0] - started, "ms_per_image": 1000 * (at[-1] - at[0]) / (count - SHARD_SIZE)}
-    return {"num_images": count, **row, **times}
+    return {"num_images": count, **row, "seconds_to_first_commit": at[0] - started, "seconds_after_it": at[-1] - at[0]}
 
 
 def write_manifest(paths: list[str], count: int, folder: Path) -> Path:
@@ -235,16 +235,20 @@ def main() -> None:
         paths = [str(path.resolve()) for path in pictures]
         print(f"{'':8}{'pictures':>9}{'seconds':>9}{'more, ms':>10}{'RSS GiB':>9}{'PSS GiB':>9}{'spilled MiB':>13}", flush=True)
         stages = measure_training_data(config, pictures, folder)
-        scored, planned = [], []
+        scored: list[dict[str, Any]] = []
+        planned = []
         print(
-            f"{'pictures':>9}{'seconds':>9}{'first commit':>14}{'ms/picture':>12}{'RSS GiB':>9}{'PSS GiB':>9}{'spilled MiB':>13}",
+            f"{'pictures':>9}{'seconds':>9}{'first commit':>14}{'more, ms':>12}{'RSS GiB':>9}{'PSS GiB':>9}{'spilled MiB':>13}",
             flush=True,
         )
         for count in config.num_images:
             row = measure_score(config, paths, count, folder)
+            # What had been read before the first commit is in both.
+            before = scored[-1] if scored else {"num_images": SHARD_SIZE, "seconds_after_it": 0}
+            row["ms_per_further_image"] = 1000 * (row["seconds_after_it"] - before["seconds_after_it"]) / (count - before["num_images"])
             scored.append(row)
             print(
-                f"{count:9}{row['seconds']:9.1f}{row['seconds_to_first_commit']:14.1f}{row['ms_per_image']:12.2f}"
+                f"{count:9}{row['seconds']:9.1f}{row['seconds_to_first_commit']:14.1f}{row['ms_per_further_image']:12.2f}"
                 f"{row['peak_rss_gib']:9.2f}{row['peak_pss_gib']:9.2f}{row['spilled_mib']:13}",
                 flush=True,
             )
@@ -256,7 +260,7 @@ def main() -> None:
             print(f"{count:9}{row['seconds']:9.2f}{row['peak_rss_gib']:9.2f}{row['rss_before_gib']:9.2f}", flush=True)
         first = measure_first_commit(config, manifest, folder)
         print(f"first commit of {count} rows after {first['seconds']:.1f} s, driver's peak RSS {first['driver_peak_rss_gib']:.2f} GiB")
-    spent = {name: rows[-1]["ms_per_further_image"] for name, rows in stages.items()} | {"score": scored[-1]["ms_per_image"]}
+    spent = {name: rows[-1]["ms_per_further_image"] for name, rows in {**stages, "score": scored}.items()}
     for name, ms in spent.items():
         cost = f", {config.price_per_hour * ms / 3.6:.2f} at {config.price_per_hour:g} an hour" if config.price_per_hour else ""
         print(f"a million pictures, {name}: {ms / 3.6:.2f} hours of this machine's {CORES} cores{cost}")
