@@ -8,8 +8,6 @@ One epoch of a ResNet-18 each, with BatchNorm, augmentation and a last batch tha
 import argparse
 import tempfile
 
-import ray
-
 from posepipe import cluster, storage, training, watching
 from posepipe.config import TrainConfig
 
@@ -25,7 +23,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     flags = parser.parse_args()
     # Workers share the cores that there are.
-    ray.init(address="local", num_cpus=6, logging_level="ERROR")
+    cluster.start(num_cpus=6, logging_level="ERROR")
     cluster.connect()
     titles = [f"loss of step {step}" for step in STEPS] + ["train loss", "val loss", "PCKh@0.5", "val people"]
     rows = []

@@ -321,7 +321,7 @@ class ScoreConfig:
     sample_fraction: float = 1.0
     """Only this share of the inputs, the same one every time."""
     batch_size: int = 0
-    """Crops per forward pass; 0: 64 on a GPU, and 32 on CPUs, which takes less memory."""
+    """Crops per forward pass; 0: 64 on a GPU, 32 on CPUs."""
     shard_size: int = 256
     """Pictures per task and output file: what is done again after a crash."""
     flip_test: bool = False
