@@ -17,7 +17,8 @@ from typing import Any
 import posepipe
 
 CORES = len(os.sched_getaffinity(0))
-PACKAGES = ("posepipe", "ray", "torch", "torchvision", "timm", "pillow", "simplejpeg", "numpy", "scipy", "pyarrow", "fsspec", "s3fs")
+IMAGE_PACKAGES = ("pillow", "simplejpeg", "cykooz-resizer")
+PACKAGES = ("posepipe", "ray", "torch", "torchvision", "timm", *IMAGE_PACKAGES, "numpy", "scipy", "pyarrow", "fsspec", "s3fs")
 
 
 def start_ray(num_cpus: int = CORES) -> None:

@@ -1,7 +1,7 @@
 """Bytes -> pixels of one frame: decode (scaled), orient, warp; what is wrong with a bad image.
 
 `prepare` and `score` both come through `crop`, so training and serving see the same pixels. JPEGs are decoded by libjpeg-turbo at the
-smallest scale that is not below the crop's resolution; other formats are decoded whole by Pillow.
+coarsest of its quick scales that is not below the crop's resolution; other formats are decoded whole by Pillow.
 """
 
 import errno
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cykooz_resizer as resizer
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
@@ -22,6 +23,8 @@ from posepipe.geometry import FloatArray
 MAX_PIXELS = 89_478_485
 MAX_BYTES = 128 * 2**20
 JPEG_QUALITY = 95
+# libjpeg-turbo has SIMD code for these scales alone: 7/8 takes more than twice as long as 8/8, and 3/8 longer than 4/8.
+EIGHTHS = (1, 2, 4, 8)
 # Not all that Pillow knows: some of its plugins start other programs.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
@@ -144,7 +147,7 @@ def crop(
 def decode(
     data: bytes, header: Header, min_scale: Sequence[float] | FloatArray, decoded: dict[int, NDArray[np.uint8]] | None = None
 ) -> NDArray[np.uint8]:
-    """Decodes to (H, W, 3) uint8 RGB at the smallest scale the format offers that is at least `min_scale` (x, y), at most 1.
+    """Decodes to (H, W, 3) uint8 RGB at the coarsest quick scale the format offers that is at least `min_scale` (x, y), at most 1.
 
     Args:
         data: the encoded image.
@@ -153,10 +156,11 @@ def decode(
         decoded: pixels of the same bytes by eighths of their size; what is in there is not decoded again, what is not is put in.
     """
     eighths = 8
-    if is_scalable := header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L"):
+    # Of less than eight pixels, several scales come to the same size.
+    if is_scalable := header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L") and min(header.width, header.height) >= 8:
         # A crop of 220 px from 400 px needs half the picture's resolution, wherever in the picture it lies.
         sides = [(n, math.ceil(round(n * min(s, 1.0), 6))) for n, s in zip((header.width, header.height), min_scale, strict=True)]
-        eighths = next((k for k in range(1, 8) if all(-(-n * k // 8) >= wanted for n, wanted in sides)), 8)
+        eighths = next((k for k in EIGHTHS if all(-(-n * k // 8) >= wanted for n, wanted in sides)), 8)
     if decoded is not None and eighths in decoded:
         return decoded[eighths]
     pixels = _decode_jpeg(data, -(-header.width * eighths // 8), -(-header.height * eighths // 8)) if is_scalable else decode_whole(data)
@@ -205,8 +209,8 @@ def _resize_box(
 ) -> NDArray[np.uint8]:
     """Resizes the part of pixels between these edges (not centres) to this size with an antialiasing triangle filter."""
     height, width = pixels.shape[:2]
-    # The frame of a whole picture must not leave it by a rounding error, which would draw a dark line along its border.
-    (x1, x2), (y1, y2) = ([round(edge, 6) for edge in edges] for edges in (x_edges, y_edges))
+    # The frame of a whole picture must not leave it by a rounding error, which would draw a dark line along its border: sums are exact.
+    (x1, x2), (y1, y2) = ([round(edge * 2**20) / 2**20 for edge in edges] for edges in (x_edges, y_edges))
     margin_x, margin_y = (math.ceil(max(1.0, span / count)) + 1 for span, count in zip((x2 - x1, y2 - y1), size, strict=True))
     left, top, right, bottom = math.floor(x1 - margin_x), math.floor(y1 - margin_y), math.ceil(x2 + margin_x), math.ceil(y2 + margin_y)
     inner = pixels[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
@@ -220,8 +224,13 @@ def _resize_box(
         y, x = max(-top, 0), max(-left, 0)
         padded[y : y + inner.shape[0], x : x + inner.shape[1]] = inner
         inner = padded
-    box = (x1 - left, y1 - top, x2 - left, y2 - top)
-    return np.asarray(Image.fromarray(inner).resize(size, Image.Resampling.BILINEAR, box=box))
+    # The filter of Pillow's resize with its result, up to one level, in a third of the time.
+    source = resizer.ImageData(inner.shape[1], inner.shape[0], resizer.PixelType.U8x3, inner.tobytes())
+    resized = resizer.ImageData(*size, resizer.PixelType.U8x3)
+    triangle = resizer.ResizeAlg.convolution(resizer.FilterType.bilinear)
+    box = resizer.CropBox(x1 - left, y1 - top, x2 - x1, y2 - y1)
+    resizer.Resizer().resize(source, resized, resizer.ResizeOptions(triangle, crop_box=box))
+    return np.frombuffer(resized.get_buffer(), np.uint8).reshape(size[1], size[0], 3)
 
 
 def encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:

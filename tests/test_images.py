@@ -260,11 +260,13 @@ def test_a_scaled_decode_never_goes_below_the_crops_resolution(width, height, si
     assert pixels.shape[1] <= width
 
 
-def test_a_scaled_decode_takes_the_smallest_scale_that_is_enough():
+def test_a_scaled_decode_takes_the_coarsest_quick_scale_that_is_enough():
     data = fine_jpeg(smooth(1280, 1280))
     header = read_header(data)
     assert decode(data, header, np.array([160 / 1280, 160 / 1280])).shape == (160, 160, 3)
     assert decode(data, header, np.array([161 / 1280, 160 / 1280])).shape == (320, 320, 3)
+    assert decode(data, header, np.array([321 / 1280, 320 / 1280])).shape == (640, 640, 3)
+    assert decode(data, header, np.array([641 / 1280, 640 / 1280])).shape == (1280, 1280, 3)
     assert decode(data, header, np.array([3.0, 3.0])).shape == (1280, 1280, 3)
 
 
@@ -342,6 +344,28 @@ def test_a_margin_is_cut_off_all_around():
     pixels = np.arange(7 * 8 * 3, dtype=np.uint8).reshape(7, 8, 3)
     np.testing.assert_array_equal(cut_margin(pixels, (4, 5)), pixels[1:6, 2:6])
     np.testing.assert_array_equal(cut_margin(pixels, (8, 7)), pixels)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(("width", "height"), [(3, 5), (7, 7), (7, 20)])
+def test_a_tiny_jpeg_is_shown_whole(width, height, size):
+    data = fine_jpeg(smooth(width, height))
+    full = Image.open(io.BytesIO(data)).resize((size, size), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(crop_whole(data, size).astype(int), np.asarray(full), atol=2)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_parts_are_resized_as_pillow_does(seed):
+    random = np.random.default_rng(seed)
+    for _ in range(10):
+        (width, height), size = random.integers(1, 300, 2), tuple(random.integers(1, 200, 2).tolist())
+        picture = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        edges = [np.sort(random.choice([0, side, *random.uniform(0, side, 2)], 2, replace=False)) for side in (width, height)]
+        (left, right), (top, bottom) = edges
+        steps = (right - left) / size[0], (bottom - top) / size[1]
+        data, affine = encode(picture), [[steps[0], 0, left - 0.5 + steps[0] / 2], [0, steps[1], top - 0.5 + steps[1] / 2]]
+        expected = Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+        np.testing.assert_allclose(crop(data, read_header(data), np.array(affine), size).astype(int), np.asarray(expected), atol=1)
 
 
 def test_a_small_picture_is_enlarged():
