@@ -4,7 +4,8 @@ All read the same files on the same cores, one after the other, round by round. 
 
 * posepipe: `scoring.score`, without what starts once (actors, their imports, the model), which is told apart, as `start`. Reading may run
   ahead of the actors by a number of shards, and does so while they start: the clock starts after so many commits and stops so many before
-  the last one, so that about as many shards are read in its time as are committed.
+  the last one, so that about as many shards are read in its time as are committed. The rate is the slope of a line through these commits:
+  cores that work in step commit in bursts, and from one burst's last commit to another's first would be a burst too few.
 * script: a torch DataLoader with torchvision's decoder and antialiased resize, one worker process per core, started before the clock;
   the same network on all cores; rows to Parquet, a file per shard. It keeps no status, resumes nothing and dies of a bad picture.
 * decode: bytes in memory -> crops, a process per core.
@@ -126,8 +127,9 @@ def posepipe_rate(config: BenchmarkConfig, checkpoint_uri: str, manifest_uri: st
     if rows.count("ok") != config.num_images:
         raise RuntimeError(f"posepipe scored {rows.count('ok')} of {config.num_images} pictures")
     starts.append(commits[0] - started)
-    timed = commits[num_ahead:-num_ahead]
-    return config.shard_size * (len(timed) - 1) / (timed[-1] - timed[0])
+    timed = np.array(commits[num_ahead:-num_ahead])
+    slope, _ = np.polyfit(timed - timed[0], np.arange(len(timed)), 1)
+    return config.shard_size * float(slope)
 
 
 def script_rate(config: BenchmarkConfig, model: PoseModel, paths: list[str], loader: Any) -> float:
