@@ -11,13 +11,17 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cykooz_resizer as resizer
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
 from posepipe.geometry import FloatArray
+
+try:
+    import cykooz_resizer as resizer
+except ImportError:  # Linux on ARM: there is no wheel.
+    resizer = None
 
 # Pillow's own limit against decompression bombs.
 MAX_PIXELS = 89_478_485
@@ -224,12 +228,15 @@ def _resize_box(
         y, x = max(-top, 0), max(-left, 0)
         padded[y : y + inner.shape[0], x : x + inner.shape[1]] = inner
         inner = padded
-    # The filter of Pillow's resize with its result, up to one level, in a third of the time.
+    if resizer is None:
+        box = (x1 - left, y1 - top, x2 - left, y2 - top)
+        return np.asarray(Image.fromarray(inner).resize(size, Image.Resampling.BILINEAR, box=box))
+    # The same filter with the same result, up to one level, in a third of the time.
     source = resizer.ImageData(inner.shape[1], inner.shape[0], resizer.PixelType.U8x3, inner.tobytes())
     resized = resizer.ImageData(*size, resizer.PixelType.U8x3)
     triangle = resizer.ResizeAlg.convolution(resizer.FilterType.bilinear)
-    box = resizer.CropBox(x1 - left, y1 - top, x2 - x1, y2 - y1)
-    resizer.Resizer().resize(source, resized, resizer.ResizeOptions(triangle, crop_box=box))
+    part = resizer.CropBox(x1 - left, y1 - top, x2 - x1, y2 - y1)
+    resizer.Resizer().resize(source, resized, resizer.ResizeOptions(triangle, crop_box=part))
     return np.frombuffer(resized.get_buffer(), np.uint8).reshape(size[1], size[0], 3)
 
 

@@ -36,7 +36,7 @@ from posepipe.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
-LIBRARIES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "cykooz-resizer")
+LIBRARIES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
 # What a run may be resumed with differently: where it runs, not what it computes.
 RESOURCES = (
     *("num_workers", "cpus_per_worker", "use_gpu", "max_failures", "max_preemption_failures"),

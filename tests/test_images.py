@@ -354,8 +354,13 @@ def test_a_tiny_jpeg_is_shown_whole(width, height, size):
     np.testing.assert_allclose(crop_whole(data, size).astype(int), np.asarray(full), atol=2)
 
 
+@pytest.mark.parametrize("has_resizer", [True, False])
 @pytest.mark.parametrize("seed", range(20))
-def test_parts_are_resized_as_pillow_does(seed):
+def test_parts_are_resized_as_pillow_does(monkeypatch, seed, has_resizer):
+    if has_resizer:
+        pytest.importorskip("cykooz_resizer", reason="there is no wheel of cykooz.resizer for Linux on ARM")
+    else:
+        monkeypatch.setattr(images, "resizer", None)
     random = np.random.default_rng(seed)
     for _ in range(10):
         (width, height), size = random.integers(1, 300, 2), tuple(random.integers(1, 200, 2).tolist())
