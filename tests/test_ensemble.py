@@ -142,13 +142,16 @@ def test_a_thread_that_predicts_keeps_to_one_core(tmp_path, monkeypatch):
         {"model": "hrnet_w18_small", "feature_stride": 4, "regression_head": "unet"},
     ],
 )
-def test_folded_networks_give_the_points_that_the_networks_give(tmp_path, changes):
+def test_folded_networks_give_what_the_networks_give(tmp_path, changes):
     read, model = live_statistics(tmp_path / "a", **changes)
     [folded] = ensemble(read).models
     crops = torch.tensor(CROPS).permute(0, 3, 1, 2)
     with torch.inference_mode():
-        (points, confidence), (wanted, wanted_confidence) = folded.predict(crops), model.predict(crops)
-    torch.testing.assert_close(points, wanted, rtol=0, atol=2e-3)
+        found, wanted = folded(crops), model(crops)
+        (_, confidence), (_, wanted_confidence) = folded.predict(crops), model.predict(crops)
+    # Not their points: where two cells of a map are the highest, rounding decides which.
+    for each, other in zip(*([output] if isinstance(output, torch.Tensor) else output for output in (found, wanted)), strict=True):
+        torch.testing.assert_close(each, other, rtol=0, atol=1e-4 * other.abs().max().item())
     torch.testing.assert_close(confidence, wanted_confidence, rtol=0, atol=1e-4)
     assert not [module for module in folded.backbone.modules() if type(module) is nn.BatchNorm2d]
 

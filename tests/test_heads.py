@@ -179,8 +179,10 @@ def test_the_likelihood_stays_a_number_with_wrong_labels_in_bfloat16():
         assert math.isfinite(loss.item())
         assert all(torch.isfinite(parameter.grad).all() for parameter in head.parameters())
         optimizer.step()
-    error = (head.decode(output)[0] - target).norm(dim=-1).median()
-    assert error < 10, "it has not learned what it was shown"
+    seen = torch.randn(4096, 8)
+    target = 128 + 40 * (seen @ mapping).view(-1, 4, 2) / 8**0.5
+    error, of_the_mean = ((points - target).norm(dim=-1).median() for points in (head.decode(head([body(seen)]))[0], 128))
+    assert error < of_the_mean / 2, "it has not learned what it was shown"
 
 
 @pytest.mark.parametrize(("name", "shape", "cells"), [("heatmap", (1, 1, 16, 16), 256), ("unet", (1, 1, 16, 16), 256)])
