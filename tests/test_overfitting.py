@@ -16,8 +16,8 @@ from posepipe.train_steps import find_valid
 
 NUM_PEOPLE, SIZE = 16, (64, 64)
 MAX_STEPS = 800
-# The paper's outputs are px: they have a longer way to go.
-LEARNING_RATES = {"paper": 1e-2}
+# The paper's outputs are px: they have a longer way to go. With larger steps the likelihood misses some joints on some CPUs.
+LEARNING_RATES = {"paper": 1e-2, "rle": 1e-3}
 
 
 @pytest.fixture(scope="module")
