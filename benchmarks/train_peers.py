@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from posepipe.augmentation import augment
+from posepipe.augmentation import augment, send
 from posepipe.config import TrainConfig
 from posepipe.models import load_model
 from posepipe.optimizers import build_optimizer
@@ -263,11 +263,12 @@ def _measure_parts(own: Any, job: Job, device: torch.device) -> dict[str, float]
     made: dict[str, Any] = {}
 
     def upload() -> None:
-        made["pixels"], made["target"] = (part.to(device, non_blocking=True) for part in (stored, points))
+        made["pixels"], made["target"] = stored.to(device, non_blocking=True), points
 
     def change() -> None:
         if config.augment:
             made["pixels"], made["target"] = augment(made["pixels"], made["target"], TASKS["pose"], generator, (0, 1), margin)
+        made["target"] = send(made["target"], device)
 
     def forward() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):

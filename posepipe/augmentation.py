@@ -1,6 +1,7 @@
 """Random flips, rotations, scales, shifts, half bodies, colours, blur and holes of a batch, on its device.
 
 What is drawn for a row depends on the generator and the row's place in the global batch alone, so any number of workers draws the same.
+Points and what is drawn stay on the CPU, where a few numbers are computed sooner than a GPU is told to; pixels stay where they are.
 """
 
 import math
@@ -34,6 +35,11 @@ WARP, RECOLOUR, BLUR, HOLE = slice(0, 7), slice(7, 12), slice(12, 14), slice(14,
 NUM_DRAWN = 29
 
 
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """A few numbers on their way from the CPU to the device; only from pinned memory nobody waits until a GPU has done all before."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
 def augment(
     pixels: Tensor,
     points: Tensor,
@@ -45,20 +51,21 @@ def augment(
     """One batched affine warp, a change of colours, blur of some rows, rectangles over some.
 
     Args:
-        pixels: (N, 3, height + 2 y, width + 2 x) in [0, 255], the crop with its margin.
-        points: (N, num_points, 2) px of the crop without its margin, NaN where there is no label.
+        pixels: (N, 3, height + 2 y, width + 2 x) in [0, 255], the crop with its margin, on any device.
+        points: (N, num_points, 2) px of the crop without its margin, NaN where there is no label; on the CPU.
         task: says which point of a mirrored picture is which; the box of a turned head keeps its sides.
         generator: on the CPU, so that every device draws the same.
         place: (rank, world): these are the rows rank, rank + world, … of a global batch; each row is drawn the same whatever the world.
         margin: x and y, px on each side.
 
     Returns:
-        Float pixels (N, 3, height, width) in [0, 255], black where what is stored is left, and the points that lie under them.
+        Float pixels (N, 3, height, width) in [0, 255] on their device, black where what is stored is left, and the points that lie under
+        them, on the CPU.
     """
     rank, world = place
     # One row of numbers per row of the global batch, drawn in one go: the first rows do not depend on how many follow.
     drawn = torch.rand((rank + world * (len(pixels) - 1) + 1, NUM_DRAWN), generator=generator)[rank::world]
-    warped, moved = warp(pixels, points, task, _to(drawn[:, WARP], pixels.device), margin)
+    warped, moved = warp(pixels, points, task, drawn[:, WARP], margin)
     changed = recolour(warped, drawn[:, RECOLOUR])
     blur(changed, drawn[:, BLUR])
     hide(changed, drawn[:, HOLE])
@@ -76,7 +83,7 @@ def warp(pixels: Tensor, points: Tensor, task: Task, drawn: Tensor, margin: tupl
         margin: x and y.
     """
     width, height = pixels.shape[-1] - 2 * margin[0], pixels.shape[-2] - 2 * margin[1]
-    stored, size = (_to(torch.tensor(sides, dtype=points.dtype), points.device) for sides in (pixels.shape[:1:-1], (width, height)))
+    stored, size = (torch.tensor(sides, dtype=points.dtype) for sides in (pixels.shape[:1:-1], (width, height)))
     middle = (size - 1) / 2
     angle, scale = _between(drawn[:, 0], -MAX_ROTATION, MAX_ROTATION), _between(drawn[:, 1], *SCALES)
     shift, is_flipped = _between(drawn[:, 2:4], -MAX_SHIFT, MAX_SHIFT) * size, drawn[:, 4] < 0.5
@@ -90,12 +97,13 @@ def warp(pixels: Tensor, points: Tensor, task: Task, drawn: Tensor, margin: tupl
     # grid_sample asks where each pixel comes from: units of half the crop -> units of half of what is stored, from the middles of both.
     offset = (centre - middle - (inverse @ shift[..., None])[..., 0]) * 2 / stored
     linear = inverse * size / stored[:, None]
-    across, down = ((2 * torch.arange(side, device=pixels.device) + 1) / side - 1 for side in (width, height))
+    across, down = (send((2 * torch.arange(side) + 1) / side - 1, pixels.device) for side in (width, height))
+    linear, offset = send(linear, pixels.device), send(offset, pixels.device)
     # As F.affine_grid, but each coordinate lies together, which is written and read in half the time.
     grid = torch.addcmul((linear[:, :, 1:] * down + offset[..., None])[..., None], linear[:, :, :1, None], across)
     warped = F.grid_sample(pixels.float(), grid.permute(0, 2, 3, 1), align_corners=False)
 
-    ordered = torch.where(is_flipped[:, None, None], points[:, _to(torch.tensor(task.flip_order), points.device)], points)
+    ordered = torch.where(is_flipped[:, None, None], points[:, list(task.flip_order)], points)
     if task.is_box:
         box_middle = ordered.mean(dim=1, keepdim=True)
         half = (ordered[:, 1:] - box_middle).abs() * scale[:, None, None]
@@ -114,7 +122,7 @@ def _aim_at_half_bodies(
     is_known = points.isfinite().all(dim=-1)
     halves = torch.zeros((2, points.shape[1]), dtype=torch.bool)
     halves[0, list(UPPER_BODY)], halves[1, list(LOWER_BODY)] = True, True
-    in_half = _to(halves, points.device)[(drawn[:, 1] < 0.5).long()] & is_known
+    in_half = halves[(drawn[:, 1] < 0.5).long()] & is_known
     # A half of one or two joints says nothing of its size; HRNet takes the other one then.
     in_half = torch.where((in_half.sum(dim=1) > 2)[:, None], in_half, is_known & ~in_half)
     count = in_half.sum(dim=1)
@@ -131,28 +139,28 @@ def _aim_at_half_bodies(
 
 
 def recolour(pixels: Tensor, drawn: Tensor) -> Tensor:
-    """Changes saturation, contrast and tint; (N, 3, H, W) pixels in [0, 255], drawn (N, 5) in [0, 1)."""
-    drawn = _to(drawn, pixels.device)[..., None, None]
+    """Changes saturation, contrast and tint; (N, 3, H, W) pixels in [0, 255], drawn (N, 5) in [0, 1) on the CPU."""
+    drawn = drawn[..., None, None]
     saturation = _between(drawn[:, :1], 1 - MAX_SATURATION, 1 + MAX_SATURATION)
     gain = _between(drawn[:, 1:2], 1 - MAX_CONTRAST, 1 + MAX_CONTRAST) * _between(drawn[:, 2:], 1 - MAX_TINT, 1 + MAX_TINT)
     grey = pixels[:, :1] * LUMA[0]
     for channel in (1, 2):
         grey.add_(pixels[:, channel : channel + 1], alpha=LUMA[channel])
     # gain * (grey + saturation * (pixels - grey)), with as few passes over the pixels as there can be.
-    return (pixels * (gain * saturation)).addcmul_(grey, gain * (1 - saturation)).clamp_(0, 255)
+    of_pixels, of_grey = (send(gain * part, pixels.device) for part in (saturation, 1 - saturation))
+    return (pixels * of_pixels).addcmul_(grey, of_grey).clamp_(0, 255)
 
 
 def blur(pixels: Tensor, drawn: Tensor) -> None:
     """Blurs some rows in place, each by a Gaussian of its own width; (N, 3, H, W), drawn (N, 2) on the CPU: whether, and how much."""
-    # The rows are chosen on the CPU, so that nobody waits for the device.
     rows = (drawn[:, 0] < BLUR_SHARE).nonzero()[:, 0]
     if not len(rows):
         return
     steps = torch.arange(BLUR_REACH + 1)
     weights = torch.exp(-((steps / _between(drawn[rows, 1:], *BLURS)) ** 2) / 2)
     weights = weights / (2 * weights.sum(dim=1, keepdim=True) - weights[:, :1])
-    weights = _to(weights, pixels.device)[..., None, None, None]
-    rows = _to(rows, pixels.device)
+    weights = send(weights, pixels.device)[..., None, None, None]
+    rows = send(rows, pixels.device)
     blurred = pixels[rows]
     for dim, pad in ((-1, (BLUR_REACH, BLUR_REACH, 0, 0)), (-2, (0, 0, BLUR_REACH, BLUR_REACH))):
         padded, side = F.pad(blurred, pad, mode="replicate"), blurred.shape[dim]
@@ -169,25 +177,20 @@ def hide(pixels: Tensor, drawn: Tensor) -> None:
     """Covers parts of some rows in place, with one or two rectangles of a random colour; (N, 3, H, W), drawn (N, 15) on the CPU."""
     height, width = pixels.shape[-2:]
     for number, share in enumerate((HOLES_SHARE, HOLES_SHARE / 2)):
-        # The same draw decides on both: who has a second rectangle has a first. As for blur, the CPU chooses.
+        # The same draw decides on both: who has a second rectangle has a first.
         rows = (drawn[:, 0] < share).nonzero()[:, 0]
         if not len(rows):
             return
-        of_hole = _to(drawn[rows, 1 + 7 * number : 8 + 7 * number], pixels.device)
-        rows = _to(rows, pixels.device)
+        of_hole = drawn[rows, 1 + 7 * number : 8 + 7 * number]
         within = []
         for axis, side in enumerate((width, height)):
-            place = (torch.arange(side, device=pixels.device) + 0.5) / side
+            place = (torch.arange(side) + 0.5) / side
             within.append((place - of_hole[:, axis, None]).abs() < _between(of_hole[:, 2 + axis, None], *HOLES) / 2)
-        mask = (within[1][:, :, None] & within[0][:, None, :])[:, None]
-        pixels.index_copy_(0, rows, torch.where(mask, 255 * of_hole[:, 4:, None, None], pixels[rows]))
+        across, down, colour, rows = (send(each, pixels.device) for each in (*within, 255 * of_hole[:, 4:, None, None], rows))
+        mask = (down[:, :, None] & across[:, None, :])[:, None]
+        pixels.index_copy_(0, rows, torch.where(mask, colour, pixels[rows]))
 
 
 def _between(drawn: Tensor, low: float, high: float) -> Tensor:
     """Numbers in [0, 1) -> numbers in [low, high)."""
     return low + (high - low) * drawn
-
-
-def _to(values: Tensor, device: torch.device) -> Tensor:
-    """On the device, which nobody waits for."""
-    return values.to(device, non_blocking=True)

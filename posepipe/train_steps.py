@@ -6,6 +6,7 @@ resumed at a step draws the same again.
 """
 
 import contextlib
+import functools
 import math
 import time
 import warnings
@@ -19,7 +20,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from posepipe.augmentation import augment
+from posepipe.augmentation import augment, send
 from posepipe.checkpoints import Progress
 from posepipe.config import TrainConfig
 from posepipe.global_batch import GlobalBatch
@@ -30,7 +31,22 @@ from posepipe.sample_cache import SampleCache
 from posepipe.tasks import Task
 
 Item = TypeVar("Item")
-Fetched = TypeVar("Fetched")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A worker's part of a global batch.
+
+    Attributes:
+        pixels: (N, 3, H, W) uint8 on the worker's device, with their margin where they are augmented.
+        target: (N, num_points, 2) px of the crop, on the CPU.
+        arrival: of the pixels, where they are still on their way to the device.
+    """
+
+    pixels: Tensor
+    target: Tensor
+    arrival: torch.cuda.Event | None
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,7 @@ def find_valid(target: Tensor, task: Task, size: tuple[int, int]) -> Tensor:
 
 
 @contextlib.contextmanager
-def read_ahead(fetch: Callable[[Item], Fetched], items: Iterable[Item], *, is_ahead: bool) -> Iterator[Iterator[Fetched]]:
+def read_ahead(fetch: Callable[[Item], Result], items: Iterable[Item], *, is_ahead: bool) -> Iterator[Iterator[Result]]:
     """What `fetch` gives for each item, in their order; where `is_ahead`, a thread fetches the next one while one is used."""
     if not is_ahead:
         yield map(fetch, items)
@@ -78,7 +94,7 @@ def read_ahead(fetch: Callable[[Item], Fetched], items: Iterable[Item], *, is_ah
         yield _one_ahead(fetch, items, pool)
 
 
-def _one_ahead(fetch: Callable[[Item], Fetched], items: Iterable[Item], pool: ThreadPoolExecutor) -> Iterator[Fetched]:
+def _one_ahead(fetch: Callable[[Item], Result], items: Iterable[Item], pool: ThreadPoolExecutor) -> Iterator[Result]:
     following = None
     for item in items:
         current, following = following, pool.submit(fetch, item)
@@ -157,27 +173,41 @@ class Steps:
         """
         return self.device.type == "cuda" and self.config.on_nonfinite == "stop"
 
-    def _fetch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """This worker's part of a global batch, on the CPU: pixels, with their margin where they are augmented, and target."""
+    @functools.cached_property
+    def _uploads(self) -> torch.cuda.Stream:
+        """On which pixels come to a GPU while it computes."""
+        return torch.cuda.Stream(self.device)
+
+    def _fetch(self, batch: Tensor) -> Fetched:
+        """This worker's part of a global batch."""
         indices = batch[self.batch.rank :: self.batch.world]
         # A worker may have no part of a last, small batch.
         read = self.cache.with_margin if self.config.augment and len(indices) else self.cache.pixels
-        target = self.truth[indices]
-        # From pinned memory, as the cache's pixels are, the device copies while it computes.
-        return read(indices.tolist()), target.pin_memory() if self.device.type == "cuda" else target
+        pixels, target = read(indices.tolist()), self.truth[indices]
+        if self.device.type != "cuda":
+            return Fetched(pixels, target, None)
+        with torch.cuda.stream(self._uploads):
+            pixels = pixels.to(self.device, non_blocking=True)
+            return Fetched(pixels, target, self._uploads.record_event())
 
-    def _step(self, batch: Tensor, step: int, fetched: Iterator[tuple[Tensor, Tensor]], progress: Progress) -> Outcome | None:
+    def _step(self, batch: Tensor, step: int, fetched: Iterator[Fetched], progress: Progress) -> Outcome | None:
         """One step of the optimizer. Returns what is still to be settled."""
         start = time.monotonic()
         config, rank, world = self.config, self.batch.rank, self.batch.world
         place = (config.seed, progress.epoch, step)
         torch.manual_seed(seed_of(*place, rank))
         self.batch.begin(len(batch), seed_of(*place, -1))
-        pixels, target = (part.to(self.device, non_blocking=True) for part in next(fetched))
+        found = next(fetched)
+        pixels, target = found.pixels, found.target
+        if found.arrival is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(found.arrival)
+            pixels.record_stream(stream)
         loaded = time.monotonic()
         if config.augment and len(pixels):
             generator = torch.Generator().manual_seed(seed_of(*place))
             pixels, target = augment(pixels, target, self.task, generator, (rank, world), self.cache.margin)
+        target = send(target, self.device)
         if config.missing_joints == "zero":
             target, is_valid = torch.nan_to_num(target), torch.ones(target.shape[:2], dtype=torch.bool, device=self.device)
         else:
@@ -196,13 +226,16 @@ class Steps:
         # Gradients are averaged over workers; with this factor that is the gradient of the mean over the global batch.
         (loss * (world / sums[1].clamp_min(1)).to(loss.dtype)).backward()
         gradients = [parameter.grad for parameter in self.own.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        is_cpu = self.device.type == "cpu"
+        norm = torch.nn.utils.get_total_norm(gradients) if is_cpu or config.clip_norm else None
         # On CPUs the largest one takes ten times as long, and is finite where only a square is too large for a float32.
-        is_enough = self.device.type == "cpu" and math.isfinite(norm.item())
-        largest = norm if is_enough else torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)
+        if norm is not None and is_cpu and math.isfinite(norm.item()):
+            largest = norm
+        else:
+            largest = torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)
         outcome: Outcome | None = self._send(batch, step, torch.cat([sums, largest.double().view(1)]))
         if self._is_ahead or self._settle(outcome, progress):
-            if config.clip_norm:
+            if norm is not None and config.clip_norm:
                 torch.nn.utils.clip_grads_with_norm_(self.own.parameters(), config.clip_norm, norm)
             self.optimizer.step()
             if self.average is not None:
