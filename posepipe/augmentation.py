@@ -179,16 +179,15 @@ def hide(pixels: Tensor, drawn: Tensor) -> None:
     for number, share in enumerate((HOLES_SHARE, HOLES_SHARE / 2)):
         # The same draw decides on both: who has a second rectangle has a first.
         rows = (drawn[:, 0] < share).nonzero()[:, 0]
-        if not len(rows):
-            return
         of_hole = drawn[rows, 1 + 7 * number : 8 + 7 * number]
-        within = []
+        edges = []
         for axis, side in enumerate((width, height)):
             place = (torch.arange(side) + 0.5) / side
-            within.append((place - of_hole[:, axis, None]).abs() < _between(of_hole[:, 2 + axis, None], *HOLES) / 2)
-        across, down, colour, rows = (send(each, pixels.device) for each in (*within, 255 * of_hole[:, 4:, None, None], rows))
-        mask = (down[:, :, None] & across[:, None, :])[:, None]
-        pixels.index_copy_(0, rows, torch.where(mask, colour, pixels[rows]))
+            is_within = (place - of_hole[:, axis, None]).abs() < _between(of_hole[:, 2 + axis, None], *HOLES) / 2
+            edges.append(torch.stack([is_within.int().argmax(dim=1), is_within.sum(dim=1)], dim=1).tolist())
+        colours = send(255 * of_hole[:, 4:, None, None], pixels.device)
+        for row, colour, (x, across), (y, down) in zip(rows.tolist(), colours, *edges, strict=True):
+            pixels[row, :, y : y + down, x : x + across] = colour
 
 
 def _between(drawn: Tensor, low: float, high: float) -> Tensor:

@@ -36,17 +36,26 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Fetched:
-    """A worker's part of a global batch.
+    """A worker's part of a global batch, as its networks see it.
 
     Attributes:
-        pixels: (N, 3, H, W) uint8 on the worker's device, with their margin where they are augmented.
-        target: (N, num_points, 2) px of the crop, on the CPU.
-        arrival: of the pixels, where they are still on their way to the device.
+        pixels: (N, 3, height, width) in [0, 255], on the worker's device.
+        target: (N, num_points, 2) px of the crop, on the worker's device.
+        arrival: of both, where they are still on their way to a GPU.
     """
 
     pixels: Tensor
     target: Tensor
     arrival: torch.cuda.Event | None
+
+    def receive(self) -> tuple[Tensor, Tensor]:
+        """Pixels and target, for which what is launched from here on waits."""
+        if self.arrival is not None:
+            stream = torch.cuda.current_stream(self.pixels.device)
+            stream.wait_event(self.arrival)
+            for tensor in (self.pixels, self.target):
+                tensor.record_stream(stream)
+        return self.pixels, self.target
 
 
 @dataclass(frozen=True)
@@ -85,12 +94,9 @@ def find_valid(target: Tensor, task: Task, size: tuple[int, int]) -> Tensor:
 
 
 @contextlib.contextmanager
-def read_ahead(fetch: Callable[[Item], Result], items: Iterable[Item], *, is_ahead: bool) -> Iterator[Iterator[Result]]:
-    """What `fetch` gives for each item, in their order; where `is_ahead`, a thread fetches the next one while one is used."""
-    if not is_ahead:
-        yield map(fetch, items)
-        return
-    with ThreadPoolExecutor(max_workers=1) as pool:
+def read_ahead(fetch: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Iterator[Result]]:
+    """What `fetch` gives for each item, in their order; a thread, on a core of its own, fetches the next one while one is used."""
+    with ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield _one_ahead(fetch, items, pool)
 
 
@@ -151,9 +157,9 @@ class Steps:
         batches = split_batches(order, self.config.batch_size)
         every = self.config.checkpoint_every
         outcome = None
-        # A CPU that computes has no time to spare for fetching besides.
-        with read_ahead(self._fetch, batches[progress.step :], is_ahead=self.device.type != "cpu") as fetched:
-            for step, batch in enumerate(batches[progress.step :], progress.step):
+        items = list(enumerate(batches))[progress.step :]
+        with read_ahead(functools.partial(self._fetch, progress.epoch), items) as fetched:
+            for step, batch in items:
                 following = self._step(batch, step, fetched, progress)
                 self._settle(outcome, progress)
                 outcome = following
@@ -174,21 +180,25 @@ class Steps:
         return self.device.type == "cuda" and self.config.on_nonfinite == "stop"
 
     @functools.cached_property
-    def _uploads(self) -> torch.cuda.Stream:
-        """On which pixels come to a GPU while it computes."""
-        return torch.cuda.Stream(self.device)
+    def _uploads(self) -> torch.cuda.Stream | None:
+        """On which a GPU gets the next batch while it computes."""
+        return torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
-    def _fetch(self, batch: Tensor) -> Fetched:
-        """This worker's part of a global batch."""
-        indices = batch[self.batch.rank :: self.batch.world]
+    def _fetch(self, epoch: int, item: tuple[int, Tensor]) -> Fetched:
+        """This worker's part of a step's global batch, augmented."""
+        step, batch = item
+        place = (self.batch.rank, self.batch.world)
+        indices = batch[place[0] :: place[1]]
         # A worker may have no part of a last, small batch.
-        read = self.cache.with_margin if self.config.augment and len(indices) else self.cache.pixels
-        pixels, target = read(indices.tolist()), self.truth[indices]
-        if self.device.type != "cuda":
-            return Fetched(pixels, target, None)
+        is_augmented = self.config.augment and len(indices) > 0
+        pixels, target = (self.cache.with_margin if is_augmented else self.cache.pixels)(indices.tolist()), self.truth[indices]
         with torch.cuda.stream(self._uploads):
             pixels = pixels.to(self.device, non_blocking=True)
-            return Fetched(pixels, target, self._uploads.record_event())
+            if is_augmented:
+                generator = torch.Generator().manual_seed(seed_of(self.config.seed, epoch, step))
+                pixels, target = augment(pixels, target, self.task, generator, place, self.cache.margin)
+            target = send(target, self.device)
+            return Fetched(pixels, target, None if self._uploads is None else self._uploads.record_event())
 
     def _step(self, batch: Tensor, step: int, fetched: Iterator[Fetched], progress: Progress) -> Outcome | None:
         """One step of the optimizer. Returns what is still to be settled."""
@@ -197,17 +207,8 @@ class Steps:
         place = (config.seed, progress.epoch, step)
         torch.manual_seed(seed_of(*place, rank))
         self.batch.begin(len(batch), seed_of(*place, -1))
-        found = next(fetched)
-        pixels, target = found.pixels, found.target
-        if found.arrival is not None:
-            stream = torch.cuda.current_stream(self.device)
-            stream.wait_event(found.arrival)
-            pixels.record_stream(stream)
+        pixels, target = next(fetched).receive()
         loaded = time.monotonic()
-        if config.augment and len(pixels):
-            generator = torch.Generator().manual_seed(seed_of(*place))
-            pixels, target = augment(pixels, target, self.task, generator, (rank, world), self.cache.margin)
-        target = send(target, self.device)
         if config.missing_joints == "zero":
             target, is_valid = torch.nan_to_num(target), torch.ones(target.shape[:2], dtype=torch.bool, device=self.device)
         else:

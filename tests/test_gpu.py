@@ -1,5 +1,6 @@
 """On a GPU: the same as on a CPU, no step waits for the device, the same bits where they are asked for. Skipped without one."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_no_step_waits_for_the_device(model, head):
     steps.run_epoch(nothing_done())
     batches = split_batches(torch.arange(NUM_SAMPLES), 4)
     torch.cuda.synchronize()
-    with read_ahead(steps._fetch, batches, is_ahead=True) as fetched:
+    with read_ahead(functools.partial(steps._fetch, 0), enumerate(batches)) as fetched:
         torch.cuda.set_sync_debug_mode("error")
         try:
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:

@@ -1,5 +1,6 @@
 """Steps of one worker, without Ray: what is left out, and that a resumed epoch is the same epoch."""
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -163,48 +164,57 @@ def test_a_gradient_whose_square_is_no_float32_is_finite() -> None:
     assert all(torch.isfinite(parameter).all() for parameter in steps.own.parameters())
 
 
-@pytest.mark.parametrize("is_ahead", [False, True])
-def test_what_is_fetched_comes_in_order_and_at_most_one_ahead(is_ahead: bool) -> None:
+def test_what_is_fetched_comes_in_order_and_at_most_one_ahead() -> None:
     asked: list[int] = []
 
     def fetch(item: int) -> int:
         asked.append(item)
         return 10 * item
 
-    with read_ahead(fetch, range(5), is_ahead=is_ahead) as fetched:
+    with read_ahead(fetch, range(5)) as fetched:
         for item in range(5):
             assert next(fetched) == 10 * item
-            assert len(asked) <= item + 1 + is_ahead
+            assert len(asked) <= item + 2
     assert asked == [0, 1, 2, 3, 4]
 
 
 def test_the_next_batch_is_fetched_while_one_is_used() -> None:
     is_asked = threading.Event()
-    with read_ahead(lambda item: is_asked.set() if item else None, range(2), is_ahead=True) as fetched:
+    with read_ahead(lambda item: is_asked.set() if item else None, range(2)) as fetched:
         next(fetched)
         assert is_asked.wait(60)
 
 
-def use(fetch: Callable[[int], Any], *, is_ahead: bool, used: list[Any]) -> None:
-    with read_ahead(fetch, (2, 1, 0, 1), is_ahead=is_ahead) as fetched:
-        used.extend(fetched)
-
-
-@pytest.mark.parametrize("is_ahead", [False, True])
-def test_a_fault_of_fetching_comes_up_at_its_own_batch_and_leaves_no_thread(is_ahead: bool) -> None:
+def test_a_fault_of_fetching_comes_up_at_its_own_batch_and_leaves_no_thread() -> None:
     used: list[Any] = []
     before = threading.active_count()
+
+    def use(fetch: Callable[[int], Any]) -> None:
+        with read_ahead(fetch, (2, 1, 0, 1)) as fetched:
+            used.extend(fetched)
+
     with pytest.raises(ZeroDivisionError):
-        use(lambda item: 6 // item, is_ahead=is_ahead, used=used)
+        use(lambda item: 6 // item)
     assert used == [3, 6]
     assert threading.active_count() == before
 
 
+def test_what_fetches_has_one_core_and_takes_none_of_the_caller() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with read_ahead(lambda _: torch.get_num_threads(), range(2)) as fetched:
+            assert list(fetched) == [1, 1]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_epoch_whose_batches_are_fetched_ahead_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, ahead = steps_of(Cache())[0], steps_of(Cache())[0]
-    whole.run_epoch(nothing_done())
-    monkeypatch.setattr("posepipe.train_steps.read_ahead", lambda fetch, items, is_ahead: read_ahead(fetch, items, is_ahead=True))
     ahead.run_epoch(nothing_done())
+    monkeypatch.setattr("posepipe.train_steps.read_ahead", lambda fetch, items: contextlib.nullcontext(map(fetch, items)))
+    whole.run_epoch(nothing_done())
     for name, tensor in whole.own.state_dict().items():
         assert torch.equal(tensor, ahead.own.state_dict()[name]), name
 
@@ -227,11 +237,12 @@ def test_waiting_for_data_is_told_from_computing(monkeypatch: pytest.MonkeyPatch
         return read(indices)
 
     cache.with_margin = with_margin  # type: ignore[method-assign]
-    steps, _ = steps_of(cache)
+    # One step: there is nothing to be fetched meanwhile.
+    steps, _ = steps_of(cache, batch_size=NUM_SAMPLES)
     steps.own.register_forward_hook(lambda *_: now.__setitem__(0, now[0] + 5))
     progress = nothing_done()
     steps.run_epoch(progress)
-    assert progress.seconds == {"data": 9, "compute": 15, "checkpoint": 0}
+    assert progress.seconds == {"data": 3, "compute": 5, "checkpoint": 0}
 
 
 def test_long_gradients_are_cut_and_short_ones_are_not():
@@ -241,7 +252,7 @@ def test_long_gradients_are_cut_and_short_ones_are_not():
         steps = dataclasses.replace(steps, optimizer=torch.optim.SGD(steps.own.parameters(), lr=1.0))
         before = torch.cat([parameter.detach().flatten().clone() for parameter in steps.own.parameters()])
         batch = torch.arange(4)
-        steps._step(batch, 0, iter([steps._fetch(batch)]), nothing_done())
+        steps._step(batch, 0, iter([steps._fetch(0, (0, batch))]), nothing_done())
         moved[clip_norm] = (torch.cat([parameter.detach().flatten() for parameter in steps.own.parameters()]) - before).norm().item()
     assert moved[1e-3] == pytest.approx(1e-3, rel=1e-3)
     assert moved[0.0] == moved[1e6] > 1e-3
