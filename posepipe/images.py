@@ -23,6 +23,9 @@ try:
 except ImportError:  # Linux on ARM: there is no wheel.
     resizer = None
 
+PIXELS = 2
+"""Version of the way from bytes to a crop. Whatever changes the pixels of a crop raises it, so that no samples and no scoring run mix two:
+1 decoded JPEGs at any eighth and resized by Pillow."""
 # Pillow's own limit against decompression bombs.
 MAX_PIXELS = 89_478_485
 MAX_BYTES = 128 * 2**20

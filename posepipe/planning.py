@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from posepipe import cluster, inputs, journal, samples, storage
+from posepipe import cluster, images, inputs, journal, samples, storage
 from posepipe.config import ScoreConfig
 from posepipe.model_file import Checkpoint, join_ids, read_checkpoint
 
@@ -20,7 +20,8 @@ READER_CPUS_BESIDE_GPU = 0.5
 BATCH_ON_GPU, BATCH_ON_CPU = 64, 32
 CPUS_PER_ACTOR = 2  # Most of an actor's memory are libraries, which its cores share.
 SHARDS_PER_ACTOR = 4  # for so many it pays to start one
-_DEFAULTS: dict[str, Any] = {"flip_test": False, "test_scales": [1.0], "precision": "float32"}
+# Of runs from before there was another value.
+_DEFAULTS: dict[str, Any] = {"flip_test": False, "test_scales": [1.0], "precision": "float32", "pixels": 1}
 _NO_PEOPLE = (
     "the checkpoint was trained on person framing, which needs to know where the person is: give --first-stage-uri, "
     "a manifest with center_x, center_y and scale or a box per row, or a checkpoint that was trained on image framing"
@@ -103,7 +104,7 @@ def plan_run(
         return plan
     images_uri = storage.resolve_uri(config.images_uri)
     names = ("shard_size", "limit", "sample_fraction", "max_bytes", "max_pixels")
-    identity |= {"images_uri": images_uri, **{name: getattr(config, name) for name in names}}
+    identity |= {"images_uri": images_uri, "pixels": images.PIXELS, **{name: getattr(config, name) for name in names}}
     needs_people = models[0].framing == "person" and not first_stage
     # A prefix has no people; it is not listed to find that out.
     if needs_people and not inputs.is_manifest(images_uri):

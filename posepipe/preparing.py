@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from posepipe import cluster, cutting, mpii, samples, storage
+from posepipe import cluster, cutting, images, mpii, samples, storage
 from posepipe.config import PrepareConfig
 from posepipe.progress import Progress
 
@@ -91,6 +91,7 @@ def _settings(config: PrepareConfig, annotations_sha256: str) -> dict[str, Any]:
     val_names = sorted(_val_names(config.val_list)) if config.val_list else None
     return {
         "annotations_sha256": annotations_sha256,
+        "pixels": images.PIXELS,
         "framing": config.framing,
         "people": config.people,
         "size": list(config.crop_size),

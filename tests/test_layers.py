@@ -101,7 +101,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "reading": (MATHS | {"decoding", "fetching", "inputs", "journal", "samples"}, False, True),
     "ensemble": ({"averaging", "config", "geometry", "model_file", "models", "tasks"}, True, False),
     "predicting": (MATHS | {"config", "ensemble", "journal", "model_file", "predictions", "tasks"}, False, False),
-    "planning": (NUMBERS | {"cluster", "config", "inputs", "journal", "model_file", "samples"}, False, True),
+    "planning": (NUMBERS | {"cluster", "config", "images", "inputs", "journal", "model_file", "samples"}, False, True),
     "summaries": (NUMBERS | {"config", "model_file", "predicting", "predictions", "tasks"}, False, False),
     "scoring": (
         {"cluster", "config", "gallery", "journal", "planning", "predicting", "predictions", "progress"}

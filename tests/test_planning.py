@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 from test_scoring import write_checkpoint
 
-from posepipe import cluster, inputs, journal, planning, samples, scoring, storage
+from posepipe import cluster, images, inputs, journal, planning, samples, scoring, storage
 from posepipe.config import ScoreConfig
 from posepipe.model_file import Checkpoint
 from posepipe.planning import Plan, dry_run, load_checkpoints, plan_run, require_cluster, store_plan
@@ -186,6 +186,19 @@ def test_other_settings_are_another_run(checkpoints, pictures, tmp_path, changes
     values = {"shard_size": 2, **changes}
     with pytest.raises(ValueError, match=f"holds other predictions .*{said}"):
         plan(config(checkpoints["image pose"], images_uri=pictures, **values), run, str(tmp_path / "run"))
+
+
+def test_a_run_of_other_pixels_is_not_gone_on_with(checkpoints, pictures, sample_files, tmp_path, monkeypatch):
+    given = config(checkpoints["image pose"], images_uri=pictures)
+    run = stored(given, str(tmp_path / "run"))
+    older = {**run, "identity": {name: value for name, value in run["identity"].items() if name != "pixels"}}
+    with pytest.raises(ValueError, match=f"pixels was 1, now {images.PIXELS}"):
+        plan(given, older)
+    monkeypatch.setattr(images, "PIXELS", images.PIXELS + 1)
+    with pytest.raises(ValueError, match=f"pixels was {images.PIXELS - 1}, now {images.PIXELS}"):
+        plan(given, run)
+    # The crops of samples are cut already.
+    assert "pixels" not in plan(config(checkpoints["pose"], samples_uri=sample_files)).identity
 
 
 def test_what_is_not_averaged_any_more_is_another_run(checkpoints, sample_files, pictures, tmp_path):

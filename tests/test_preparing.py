@@ -60,8 +60,14 @@ def test_a_second_run_writes_the_same_bytes(person_samples: str, synthetic_mpii:
         assert storage.sha256((tmp_path / item["file"]).read_bytes()) == item["sha256"]
 
 
-def test_samples_of_other_settings_are_not_mixed(ray_session: None, synthetic_mpii: str, tmp_path: Path) -> None:
+def test_samples_of_other_settings_are_not_mixed(
+    ray_session: None, synthetic_mpii: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     preparing.prepare(config(synthetic_mpii, tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "PIXELS", 0)
+        with pytest.raises(ValueError, match=r"pixels was \d+, now 0.*--overwrite"):
+            preparing.prepare(config(synthetic_mpii, tmp_path))
     with pytest.raises(ValueError, match=r"framing was 'person', now 'image'.*--overwrite"):
         preparing.prepare(config(synthetic_mpii, tmp_path, framing="image"))
     people = (tmp_path / preparing.PERSONS_FILE).read_bytes()
