@@ -5,7 +5,8 @@
   `more` is what every picture took beyond those of the row before, so what starts once is not in it.
 * score: a scoring run in a process of its own, on Ray with an object store of --object-store-mib, for each of --num-images; the manifest
   goes through the folder's pictures again and again. `more` is again beyond those of the row before, here of the time after the first
-  commit: so many pictures had been read before it in each. Memory is the sum over all processes of the run (Ray's included): RSS counts
+  commit: as many pictures had been read before it in each, but in a row so short that all had. So the row after such a one counts too
+  little, and what may be compared are those from the third on. Memory is the sum over all processes of the run (Ray's included): RSS counts
   what they share once for each of them, PSS once.
 * plan: from the call to the stored list of inputs, for manifests of --num-rows, in a process of its own, with its peak RSS.
 * first commit: `jobs.score` on the longest of these manifests until its first shard is committed; then it is killed.
@@ -48,7 +49,7 @@ class ScaleConfig:
     """A run trained on image framing."""
     num_prepared: tuple[int, ...] = (1024, 4096, 16384)
     """Pictures to prepare and to load."""
-    num_images: tuple[int, ...] = (1000, 5000, 20000)
+    num_images: tuple[int, ...] = (1000, 5000, 20000, 80000)
     """Pictures to score."""
     num_rows: tuple[int, ...] = (1000, 10_000, 100_000, 1_000_000)
     """Rows of the manifests to plan."""
@@ -243,7 +244,6 @@ def main() -> None:
         )
         for count in config.num_images:
             row = measure_score(config, paths, count, folder)
-            # What had been read before the first commit is in both.
             before = scored[-1] if scored else {"num_images": SHARD_SIZE, "seconds_after_it": 0}
             row["ms_per_further_image"] = 1000 * (row["seconds_after_it"] - before["seconds_after_it"]) / (count - before["num_images"])
             scored.append(row)
