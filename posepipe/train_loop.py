@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posepipe import images, snapshots, storage
+from posepipe.batches import split_batches
 from posepipe.checkpoints import Checkpoints, Progress
 from posepipe.config import TrainConfig
 from posepipe.geometry import transform
@@ -30,7 +31,7 @@ from posepipe.models import PoseModel, load_model
 from posepipe.optimizers import WeightAverage, build_optimizer, build_schedule
 from posepipe.sample_cache import SampleCache
 from posepipe.tasks import TASKS, Score, Task
-from posepipe.train_steps import NonFiniteError, Steps, find_valid, split_batches
+from posepipe.train_steps import NonFiniteError, Steps, find_valid
 from posepipe.watching import Watcher
 
 MAX_TRAIN_SCORED = 2000  # of the train people, whose score is shown beside that of validation

@@ -5,15 +5,13 @@ statistics and dropout masks those of the global batch. All that is drawn is a f
 resumed at a step draws the same again.
 """
 
-import contextlib
 import functools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from posepipe.augmentation import augment, send
+from posepipe.batches import Fetched, read_ahead, split_batches
 from posepipe.checkpoints import Progress
 from posepipe.config import TrainConfig
 from posepipe.global_batch import GlobalBatch
@@ -29,33 +28,6 @@ from posepipe.models import PoseModel
 from posepipe.optimizers import WeightAverage
 from posepipe.sample_cache import SampleCache
 from posepipe.tasks import Task
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """A worker's part of a global batch, as its networks see it.
-
-    Attributes:
-        pixels: (N, 3, height, width) in [0, 255], on the worker's device.
-        target: (N, num_points, 2) px of the crop, on the worker's device.
-        arrival: of both, where they are still on their way to a GPU.
-    """
-
-    pixels: Tensor
-    target: Tensor
-    arrival: torch.cuda.Event | None
-
-    def receive(self) -> tuple[Tensor, Tensor]:
-        """Pixels and target, for which what is launched from here on waits."""
-        if self.arrival is not None:
-            stream = torch.cuda.current_stream(self.pixels.device)
-            stream.wait_event(self.arrival)
-            for tensor in (self.pixels, self.target):
-                tensor.record_stream(stream)
-        return self.pixels, self.target
 
 
 @dataclass(frozen=True)
@@ -79,11 +51,6 @@ class NonFiniteError(ValueError):
     """A loss or a gradient is no number any more; the same run would come to the same point again."""
 
 
-def split_batches(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
-    """Global batches, the same for any number of workers; a last one of a single sample is left out, for BatchNorm's sake."""
-    return tuple(batch for batch in order.split(batch_size) if len(batch) > 1)
-
-
 def seed_of(*numbers: int) -> int:
     return hash(numbers) & 0x7FFFFFFF
 
@@ -91,23 +58,6 @@ def seed_of(*numbers: int) -> int:
 def find_valid(target: Tensor, task: Task, size: tuple[int, int]) -> Tensor:
     """Which points (N, K, 2) have a label that a loss may look at: joints outside the crop cannot be seen, a box may reach out of it."""
     return target.isfinite().all(dim=-1) if task.is_box else is_inside(target, size)
-
-
-@contextlib.contextmanager
-def read_ahead(fetch: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Iterator[Result]]:
-    """What `fetch` gives for each item, in their order; a thread, on a core of its own, fetches the next one while one is used."""
-    with ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield _one_ahead(fetch, items, pool)
-
-
-def _one_ahead(fetch: Callable[[Item], Result], items: Iterable[Item], pool: ThreadPoolExecutor) -> Iterator[Result]:
-    following = None
-    for item in items:
-        current, following = following, pool.submit(fetch, item)
-        if current is not None:
-            yield current.result()
-    if following is not None:
-        yield following.result()
 
 
 @dataclass(frozen=True)

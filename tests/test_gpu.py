@@ -15,8 +15,9 @@ from test_training import config, without_clock
 
 from posepipe import predictions, scoring, storage, train_loop, training
 from posepipe.augmentation import augment
+from posepipe.batches import read_ahead, split_batches
 from posepipe.config import ScoreConfig
-from posepipe.train_steps import NonFiniteError, read_ahead, split_batches
+from posepipe.train_steps import NonFiniteError
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

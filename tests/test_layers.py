@@ -81,13 +81,18 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "global_batch": (set(), True, False),
     "sample_cache": ({"images", "samples"}, True, False),
     "checkpoints": ({"model_file", "models", "optimizers", "runs", "snapshots", "storage"}, True, True),
-    "train_steps": (NETWORKS | {"checkpoints", "config", "global_batch", "head_parts", "optimizers", "sample_cache"}, True, False),
+    "batches": (set(), True, False),
+    "train_steps": (
+        NETWORKS | {"batches", "checkpoints", "config", "global_batch", "head_parts", "optimizers", "sample_cache"},
+        True,
+        False,
+    ),
     "watching": ({"storage"}, False, False),
     "train_loop": (
         MATHS
         | NETWORKS
         | {"checkpoints", "config", "global_batch", "model_file", "optimizers"}
-        | {"sample_cache", "snapshots", "train_steps", "watching"},
+        | {"batches", "sample_cache", "snapshots", "train_steps", "watching"},
         True,
         True,
     ),
