@@ -23,7 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from posepipe.augmentation import augment, send
+from posepipe.augmentation import augment
+from posepipe.batches import send
 from posepipe.config import TrainConfig
 from posepipe.models import load_model
 from posepipe.optimizers import build_optimizer

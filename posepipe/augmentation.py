@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from posepipe.batches import send
 from posepipe.skeleton import LOWER_BODY, UPPER_BODY
 from posepipe.tasks import Task
 
@@ -33,11 +34,6 @@ HOLES = (0.1, 0.3)  # of the side
 # Columns of the numbers that are drawn for a row.
 WARP, RECOLOUR, BLUR, HOLE = slice(0, 7), slice(7, 12), slice(12, 14), slice(14, 29)
 NUM_DRAWN = 29
-
-
-def send(values: Tensor, device: torch.device) -> Tensor:
-    """A few numbers on their way from the CPU to the device; only from pinned memory nobody waits until a GPU has done all before."""
-    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def augment(

@@ -37,6 +37,11 @@ class Fetched:
         return self.pixels, self.target
 
 
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """What was drawn, on its way from the CPU to the device; only from pinned memory nobody waits until a GPU has done all before."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
 def split_batches(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     """Global batches, the same for any number of workers; a last one of a single sample is left out, for BatchNorm's sake."""
     return tuple(batch for batch in order.split(batch_size) if len(batch) > 1)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from posepipe.batches import send
+
 
 class GlobalBatch:
     """What the layers of a network have to know of the global batch that they see a part of.
@@ -59,7 +61,7 @@ def _drop(module: nn.Dropout, batch: GlobalBatch, values: Tensor) -> Tensor:
         return values
     if len(values) != batch.num_own:  # tokens or windows, many of a sample: masks of this worker alone
         return F.dropout(values, module.p)
-    is_kept = (batch.draw(*values.shape[1:]) >= module.p).to(values.device, non_blocking=True)
+    is_kept = send(batch.draw(*values.shape[1:]) >= module.p, values.device)
     return torch.where(is_kept, values / (1 - module.p), torch.zeros_like(values)) if module.p < 1 else torch.zeros_like(values)
 
 

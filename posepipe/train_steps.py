@@ -18,8 +18,8 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from posepipe.augmentation import augment, send
-from posepipe.batches import Fetched, read_ahead, split_batches
+from posepipe.augmentation import augment
+from posepipe.batches import Fetched, read_ahead, send, split_batches
 from posepipe.checkpoints import Progress
 from posepipe.config import TrainConfig
 from posepipe.global_batch import GlobalBatch
