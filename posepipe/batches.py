@@ -1,4 +1,4 @@
-"""Global batches of the train samples, of which the next one is fetched while one is trained on."""
+"""Global batches of the train samples, of which the next one is fetched while one is trained on; how numbers reach a GPU."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator

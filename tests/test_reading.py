@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,7 @@ from PIL import Image
 from test_samples import person, picture, to_table
 
 from posepipe import fetching, images, inputs, journal, reading, storage
+from posepipe.decoding import Decoder
 from posepipe.geometry import frame_image, frame_person
 from posepipe.reading import ShardReader
 from posepipe.retrying import StorageUnavailableError
@@ -124,6 +127,23 @@ class InProcess:
         from posepipe.decoding import decode
 
         return [decode(*request) for request in requests]
+
+
+def test_reading_and_decoding_do_not_interrupt_networks_on_the_same_cores(shard, monkeypatch):
+    policies = []
+
+    def start_decoder():
+        decoders.append(Decoder())
+        policies.append((os.sched_getscheduler(0), os.sched_getscheduler(decoders[-1]._process.pid)))
+        return decoders[-1]
+
+    decoders = []
+    monkeypatch.setattr(reading, "shared_decoder", start_decoder)
+    with ThreadPoolExecutor(1) as pool:  # the tests' own thread stays as it is
+        rows, _, _ = pool.submit(shard, {"good.png": GOOD}).result()
+    decoders[0].close()
+    assert [row["status"] for row in rows] == ["ok"]
+    assert policies == [(os.SCHED_BATCH, os.SCHED_BATCH)]
 
 
 def test_a_turned_picture_is_upright_in_its_crop(shard):
