@@ -1,6 +1,7 @@
 """What the CPU tasks of a scoring run do: the inputs of a shard -> crops."""
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import os
@@ -13,6 +14,8 @@ import numpy as np
 from posepipe import fetching, geometry, images, inputs, journal, samples, storage
 from posepipe.decoding import Decoded, View, shared_decoder
 
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 # Of SAMPLE; samples of older versions have no activity.
 _CARRIED = ("sample_id", "image", "split", "framing", "width", "height", "activity")
 
@@ -45,6 +48,7 @@ class ShardReader:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard = row["shard"]
         _let_networks_work()
+        _keep_buffers()
         # Ray repeats a task whose result it lost, also where an actor had committed it.
         done = row.get("done") or json.dumps(journal.read_done(self.done_uri, shard))
         if done != "null":
@@ -149,3 +153,10 @@ def _let_networks_work() -> None:
     """From here on, this thread and the decoder that it starts no longer interrupt an actor of the same cores whenever they wake up."""
     with contextlib.suppress(OSError):  # not every sandbox knows it
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def _keep_buffers() -> None:
+    """From here on this process keeps the memory of a shard for the next one; glibc gives it back, and every page of it is zeroed anew."""
+    with contextlib.suppress(AttributeError, OSError):  # another libc
+        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            ctypes.CDLL(None).mallopt(parameter, 2**30)

@@ -4,6 +4,9 @@ import io
 import json
 import os
 import pickle
+import platform
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -144,6 +147,28 @@ def test_reading_and_decoding_do_not_interrupt_networks_on_the_same_cores(shard,
     decoders[0].close()
     assert [row["status"] for row in rows] == ["ok"]
     assert policies == [(os.SCHED_BATCH, os.SCHED_BATCH)]
+
+
+_FAULTS = """
+import resource, sys
+from posepipe import reading
+if sys.argv[1] == "kept":
+    reading._keep_buffers()
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        parts = [bytearray(2**21) for _ in range(20)]  # 40 MiB: more than glibc keeps by itself
+        del parts
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_a_reader_keeps_its_memory_from_shard_to_shard():
+    def count(kind):
+        return int(subprocess.run([sys.executable, "-c", _FAULTS, kind], capture_output=True, text=True, check=True).stdout)
+
+    assert count("kept") < count("given back") / 10
 
 
 def test_a_turned_picture_is_upright_in_its_crop(shard):
