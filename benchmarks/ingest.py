@@ -7,6 +7,8 @@ All read the same files on the same cores, one after the other, round by round. 
   less than bringing them to the driver. Ray cuts this into many small tasks; "as prepare" has as many tasks as prepare has shards. The mark
   is measured against the faster of the two.
 * DataLoader: torchvision's decoder and antialiased resize, one worker process per core, which are started before the clock.
+* script: what prepare does, by such a DataLoader: it parses the .mat (as posepipe does), its processes also encode the crops, by
+  torchvision, and it maps the joints along and writes Parquet. It keeps no status and dies of a bad picture.
 * ceiling: bytes in memory -> header and crop in one process, one thread, times the cores. Who also reads or writes is below it.
 * from S3 (with --s3-uri): prepare of the same pictures, read from an S3 server instead; "S3 alone" only fetches them, in one process. Where
   that is several times as fast as prepare, the server is not what prepare waits for.
@@ -29,7 +31,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
@@ -140,18 +146,58 @@ def read_images_rate(paths: list[str], num_blocks: int | None = None) -> float:
     return rows / seconds
 
 
-class Pictures(torch.utils.data.Dataset[torch.Tensor]):
-    """What a torchvision user writes: decode the file, resize it."""
+def decode(path: str) -> tuple[torch.Tensor, int, int]:
+    """What a torchvision user writes: decode the file, resize it; with the picture's width and height."""
+    pixels = torchvision.io.decode_image(path, mode=torchvision.io.ImageReadMode.RGB)
+    return functional.resize(pixels, [SIZE, SIZE], antialias=True), pixels.shape[2], pixels.shape[1]
 
-    def __init__(self, paths: list[str]) -> None:
-        self._paths = paths
+
+def read_pixels(path: str) -> torch.Tensor:
+    return decode(path)[0]
+
+
+def read_crop(path: str) -> dict[str, Any]:
+    pixels, width, height = decode(path)
+    return {"crop": torchvision.io.encode_jpeg(pixels, quality=images.JPEG_QUALITY).numpy().tobytes(), "width": width, "height": height}
+
+
+class Pictures(torch.utils.data.Dataset[Any]):
+    def __init__(self, paths: list[str], read: Callable[[str], Any]) -> None:
+        self._paths, self._read = paths, read
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        pixels = torchvision.io.decode_image(self._paths[index], mode=torchvision.io.ImageReadMode.RGB)
-        return functional.resize(pixels, [SIZE, SIZE], antialias=True)
+    def __getitem__(self, index: int) -> Any:
+        return self._read(self._paths[index])
+
+
+def build_loader(dataset: Pictures, **options: Any) -> "torch.utils.data.DataLoader[Any]":
+    return torch.utils.data.DataLoader(
+        dataset, batch_size=32, num_workers=CORES, persistent_workers=True, multiprocessing_context="forkserver", **options
+    )
+
+
+def script_rate(folder: Path, loader: "torch.utils.data.DataLoader[Any]", count: int) -> float:
+    start = time.perf_counter()
+    _, table = mpii.read_annotations(str(folder))
+    persons = iter(table.to_pylist())  # one per picture, in the order of the pictures
+    with tempfile.TemporaryDirectory(dir=folder) as samples:
+        rows: list[dict[str, Any]] = []
+        files = written = 0
+        for batch in loader:
+            for crop, person in zip(batch, persons, strict=False):
+                scale = np.array([SIZE / crop["width"], SIZE / crop["height"]])
+                joints = (np.reshape(person["joints"], (NUM_JOINTS, 2)) + 0.5) * scale - 0.5
+                rows.append({**person, **crop, "joints": joints.ravel()})
+            written += len(batch)
+            if len(rows) >= PrepareConfig.shard_size or written == count:
+                pq.write_table(pa.Table.from_pylist(rows), f"{samples}/{files}.parquet")
+                files, rows = files + 1, []
+        seconds = time.perf_counter() - start
+    if written != count:
+        raise RuntimeError(f"the script wrote {written} rows for {count} pictures")
+    return count / seconds
 
 
 def data_loader_rate(loader: "torch.utils.data.DataLoader[torch.Tensor]", count: int) -> float:
@@ -179,15 +225,14 @@ def measure(config: IngestConfig, folder: Path) -> dict[str, list[float]]:
             list(pool.map(synthetic.write_image, *zip(*((str(folder / "drawn"), index, 0) for index in range(NUM_DRAWN)), strict=True)))
     pictures = find_pictures(Path(config.images_uri) if config.images_uri else folder / "drawn" / mpii.IMAGES_FOLDER)
     paths = write_mpii(folder, pictures, config.num_images)
-    loader = torch.utils.data.DataLoader(
-        Pictures(paths), batch_size=32, num_workers=CORES, persistent_workers=True, multiprocessing_context="forkserver"
-    )
+    loader, script_loader = build_loader(Pictures(paths, read_pixels)), build_loader(Pictures(paths, read_crop), collate_fn=list)
     contestants: dict[str, Callable[[], float]] = {
         "prepare": lambda: prepare_rate(folder, paths, str(folder)),
         "read_images": lambda: read_images_rate(paths),
         "as prepare": lambda: read_images_rate(paths, -(-len(paths) // PrepareConfig.shard_size)),
         "ceiling": lambda: ceiling_rate(paths),
         "DataLoader": lambda: data_loader_rate(loader, len(paths)),
+        "script": lambda: script_rate(folder, script_loader, len(paths)),
     }
     uploaded = upload(folder, paths, config.s3_uri) if config.s3_uri else []
     if uploaded:
@@ -216,6 +261,7 @@ def main() -> None:
         "ceiling": medians["ceiling"],
         "read_images": max(medians["read_images"], medians["as prepare"]),
         "DataLoader": medians["DataLoader"],
+        "script": medians["script"],
     }
     print(f"{'':12}{'img/s':>8}  {'[min .. max]':18}" + "".join(f"{f'/ {name}':>15}" for name in peers))
     for name, values in rates.items():
@@ -224,6 +270,7 @@ def main() -> None:
     ratios_of_prepare = {name: medians["prepare"] / peer for name, peer in peers.items()}
     for name, mark in MARKS.items():
         print(f"prepare to {name}: {ratios_of_prepare[name]:.2f}, the mark is {mark}")
+    print(f"prepare to script, which does the same: {ratios_of_prepare['script']:.2f}")
     if config.s3_uri:
         ratios_of_prepare["from S3 to local"] = medians["from S3"] / medians["prepare"]
         alone = medians["S3 alone"] / medians["from S3"]
