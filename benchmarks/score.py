@@ -333,9 +333,9 @@ def main() -> None:
     bound = slower if config.use_gpu else 1 / (1 / medians["decode"] + 1 / medians["model"])
     print(f"{'':10}{'img/s':>8}  {'[min .. max]':18}{'/ slower limit':>15}{'/ bound':>9}{'/ script':>10}")
     for name, values in rates.items():
-        ratios = f"{medians[name] / slower:15.2f}{medians[name] / bound:9.2f}{medians[name] / medians['script']:10.2f}"
+        ratios = f"{medians[name] / slower:15.3f}{medians[name] / bound:9.3f}{medians[name] / medians['script']:10.2f}"
         print(f"{name:10}{medians[name]:8.1f}  {machine.spread(values):18}{ratios}")
-    print(f"{'bound':10}{bound:8.1f}  {'':18}{bound / slower:15.2f}{1:9.2f}{bound / medians['script']:10.2f}")
+    print(f"{'bound':10}{bound:8.1f}  {'':18}{bound / slower:15.3f}{1:9.3f}{bound / medians['script']:10.2f}")
     print(f"start: {statistics.median(starts):.1f} s from the call to posepipe's first committed shard of {config.shard_size}")
     if config.output_uri:
         figures = {

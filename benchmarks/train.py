@@ -249,7 +249,7 @@ def print_table(measured: dict[str, dict[str, Any]], num_workers: int) -> dict[s
     for model, found in measured.items():
         for name, runs in found["runs"].items():
             rates, rate = [run["images_per_second"] for run in runs], medians[model][name]
-            ratios = [f"{rate / medians[model][peer]:.2f}" if peer in medians[model] else "" for peer in ("limit", "script")]
+            ratios = [f"{rate / medians[model][peer]:.3f}" if peer in medians[model] else "" for peer in ("limit", "script")]
             share = rate * found["flop_per_image"] / (num_workers * found["matrix_flop_per_second"])
             memory = max(run["gpu_memory_bytes"] for run in runs) / 2**30
             busy = [run["gpu_busy"] for run in runs if run["gpu_busy"] is not None]
