@@ -1,6 +1,6 @@
-"""The folder of a scoring run: who writes it, what it is of, which shards are done.
+"""The folder of a scoring run: what it is of, which shards are done.
 
-    writers/000001.json    one writer after the other: the highest number writes, and shows that it lives
+    writers/000001.json    of `posepipe.writers`
     inputs/part-00000.parquet
     _RUN.json              what the run is of; written when its plan is complete
     parts/part-000000-0123456789ab.parquet    named after its bytes
@@ -8,126 +8,21 @@
     _MANIFEST.json         the parts that count
     _SUCCESS               last
 
-Numbers are taken by writes that succeed for one writer alone, so no clock is compared and no lock is ever left behind. A writer that has
-lost its place and does not know it yet can do no harm: parts are named after their bytes, done records after what the run is of, and
-neither is ever replaced.
+A writer that has lost its place and does not know it yet can do no harm: parts are named after their bytes, done records after what the run
+is of, and neither is ever replaced.
 """
 
-import contextlib
-import json
-import os
 import posixpath
 import re
-import socket
-import threading
-import time
-import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
 
 from posepipe import storage
-from posepipe.retrying import StorageUnavailableError
+from posepipe.writers import LostRunError, Writer
 
 RUN_FILE = "_RUN.json"
-_BEATS_PER_TIMEOUT = 6
-
-
-class LostRunError(ValueError):
-    """Another writer has taken this run over."""
-
-
-class Writer:
-    """The right to write one run. Use as a context manager; while it is held, a thread shows that this process lives.
-
-    Args:
-        run_uri: the run's folder.
-        takeover_after: seconds without a sign of life after which the writer before counts as dead.
-        say: prints a line for people.
-
-    Raises:
-        ValueError: on entry, another writer is alive.
-    """
-
-    def __init__(self, run_uri: str, takeover_after: float, say: Callable[[str], None] = print) -> None:
-        self._folder, self._timeout, self._say = storage.join_uri(run_uri, "writers"), takeover_after, say
-        who = f"{socket.gethostname()} process {os.getpid()}"
-        self._state = {"who": who, "id": uuid.uuid4().hex, "beat": 0, "released": False, "timeout": takeover_after}
-        self._number = 0
-        self._lost = threading.Event()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True, name="writer-beat")
-
-    def __enter__(self) -> "Writer":
-        number = self._newest()
-        if number:
-            self._await_end(number)
-        self._number = number + 1
-        if not storage.create_bytes(self._uri(self._number), self._content()):
-            raise ValueError(f"another writer has just started on {posixpath.dirname(self._folder)}; it goes on alone")
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._end.set()
-        self._thread.join()
-        if not self._lost.is_set():
-            self._state["released"] = True
-            # Where the storage is gone the successor has to wait for a sign of life; the error that ends this run is the one to see.
-            with contextlib.suppress(OSError, StorageUnavailableError):
-                storage.write_bytes(self._uri(self._number), self._content(), patience=0)
-
-    def check(self, is_fresh: bool = False) -> None:
-        """Raises LostRunError where another writer has taken over, as of the last sign of life or, if `is_fresh`, of now."""
-        if is_fresh and storage.exists(self._uri(self._number + 1)):
-            self._lost.set()
-        if self._lost.is_set():
-            raise LostRunError(f"{posixpath.dirname(self._folder)} was taken over by another writer while this one gave no sign of life")
-
-    def _await_end(self, number: int) -> None:
-        """Returns when the writer before has ended or has shown no life for the timeout; ValueError where it shows some."""
-        first = storage.read_bytes(self._uri(number))
-        state = json.loads(first)
-        if state["released"]:
-            return
-        # How often it shows that it lives follows from its own timeout.
-        timeout = max(self._timeout, state.get("timeout", 0))
-        self._say(f"{state['who']} was writing here; waiting {timeout:g} s for a sign of life")
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
-            time.sleep(min(1.0, self._timeout / _BEATS_PER_TIMEOUT))
-            now = storage.read_bytes(self._uri(number))
-            if json.loads(now)["released"]:
-                return
-            if now != first:
-                raise ValueError(
-                    f"{state['who']} is writing {posixpath.dirname(self._folder)}; "
-                    "wait for it, stop it, or choose another --predictions-uri"
-                )
-
-    def _beat(self) -> None:
-        while not self._end.wait(self._timeout / _BEATS_PER_TIMEOUT):
-            try:
-                if storage.exists(self._uri(self._number + 1), patience=0):
-                    self._lost.set()
-                    return
-                self._state["beat"] += 1  # type: ignore[operator]
-                storage.write_bytes(self._uri(self._number), self._content(), patience=0)
-            except (OSError, StorageUnavailableError):
-                continue  # no sign of life: whoever waits for one decides
-
-    def _newest(self) -> int:
-        found = [re.fullmatch(r"(\d{6})\.json", posixpath.basename(uri)) for uri in storage.list_files(self._folder)]
-        return max((int(match[1]) for match in found if match), default=0)
-
-    def _uri(self, number: int) -> str:
-        return storage.join_uri(self._folder, f"{number:06d}.json")
-
-    def _content(self) -> bytes:
-        return storage.to_json(self._state)
 
 
 def read_run(run_uri: str) -> dict[str, Any] | None:
@@ -195,11 +90,20 @@ def _record_uri(done_uri: str, shard: int) -> str:
     return storage.join_uri(done_uri, f"{shard:06d}.json")
 
 
-def finish(run_uri: str, manifest: dict[str, Any]) -> None:
-    """Leaves the parts that count and no others, then the manifest, then the marker."""
+def finish(run_uri: str, manifest: dict[str, Any], writer: Writer) -> None:
+    """Leaves the parts that count and no others, then the manifest, then the marker.
+
+    Raises:
+        LostRunError: another writer has taken over, or has taken parts away that count.
+    """
+    writer.check(is_fresh=True)
     counted = {item["file"] for item in manifest["files"]}
-    parts = storage.list_files(storage.join_uri(run_uri, "parts"))
-    storage.delete(uri for uri in parts if f"parts/{posixpath.basename(uri)}" not in counted)
+    parts = {f"parts/{posixpath.basename(uri)}": uri for uri in storage.list_files(storage.join_uri(run_uri, "parts"))}
+    if lost := sorted(counted - set(parts)):
+        # A writer that began anew, of which a shard was under way when this one took over.
+        raise LostRunError(f"{len(lost)} parts of {run_uri} are gone, the first is {lost[0]}; the same command makes them again")
+    storage.delete(uri for name, uri in parts.items() if name not in counted)
+    writer.check(is_fresh=True)
     storage.write_json(storage.join_uri(run_uri, storage.MANIFEST), manifest)
     storage.write_bytes(storage.join_uri(run_uri, storage.SUCCESS), b"")
 
@@ -210,9 +114,14 @@ def require_own(run_uri: str, run: dict[str, Any] | None) -> None:
         raise ValueError(f"{run_uri} holds something else that is complete; choose another --predictions-uri")
 
 
-def clear(run_uri: str, *others: str) -> None:
-    """Takes a run's files away, those first that make a reader believe in the others. `others`: more of them, by their names below it."""
+def clear(run_uri: str, writer: Writer, *others: str) -> None:
+    """Takes a run's files away, those first that make a reader believe in the others. `others`: more of them, by their names below it.
+
+    Raises:
+        LostRunError: another writer has taken over.
+    """
     for name in (storage.SUCCESS, storage.MANIFEST, RUN_FILE, *others):
         storage.delete([storage.join_uri(run_uri, name)])
     for folder in ("done", "parts", "inputs"):
+        writer.check(is_fresh=True)
         storage.delete(storage.list_files(storage.join_uri(run_uri, folder)))

@@ -15,7 +15,7 @@ import ray.data
 import ray.exceptions
 from ray.data import ActorPoolStrategy, ExecutionResources
 
-from posepipe import cluster, gallery, journal, planning, storage, summaries
+from posepipe import cluster, gallery, journal, planning, storage, summaries, writers
 from posepipe.config import ScoreConfig
 from posepipe.predicting import FirstStage, Predictor
 from posepipe.predictions import SUMMARY_FILE
@@ -57,9 +57,9 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         _draw_overlays(config, run_uri, summary)
         return summary
     planning.require_cluster(config, first_stage)
-    with journal.Writer(run_uri, config.takeover_after) as writer:
+    with writers.Writer(run_uri, config.takeover_after) as writer:
         if config.overwrite:
-            journal.clear(run_uri, OVERLAYS_FILE, SUMMARY_FILE)
+            journal.clear(run_uri, writer, OVERLAYS_FILE, SUMMARY_FILE)
         run = journal.read_run(run_uri)
         plan = planning.plan_run(config, models, first_stage, run, run_uri)
         if run is None:
@@ -74,8 +74,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         statuses = sum((Counter(record["statuses"]) for record in done.values()), Counter())
         manifest = {**plan.identity, "num_inputs": plan.num_inputs, "files": files, "statuses": dict(sorted(statuses.items()))}
         summary = summaries.summarise(config, plan.models, run_uri, [done[shard] for shard in sorted(done)], session)
-        writer.check(is_fresh=True)
-        journal.finish(run_uri, manifest)
+        journal.finish(run_uri, manifest, writer)
     _draw_overlays(config, run_uri, summary)
     return summary
 
@@ -99,7 +98,7 @@ def _valid_done(run_uri: str, done_uri: str) -> dict[int, dict[str, Any]]:
 
 
 def _run_shards(
-    config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: str, done: dict[int, dict[str, Any]], writer: journal.Writer
+    config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: str, done: dict[int, dict[str, Any]], writer: writers.Writer
 ) -> summaries.Session:
     """Does what is not in `done` yet and adds it there."""
     todo = [shard for shard in range(len(plan.counts)) if shard not in done]

@@ -28,7 +28,7 @@ from posepipe.geometry import transform
 from posepipe.global_batch import GlobalBatch, share
 from posepipe.model_file import MODEL_FILE
 from posepipe.models import PoseModel, load_model
-from posepipe.optimizers import WeightAverage, build_optimizer, build_schedule
+from posepipe.optimizers import WeightAverage, build_optimizer, build_schedule, learning_rate_factor
 from posepipe.sample_cache import SampleCache
 from posepipe.tasks import TASKS, Score, Task
 from posepipe.train_steps import NonFiniteError, Steps, find_valid
@@ -115,7 +115,7 @@ def _end_epoch(config: TrainConfig, progress: Progress, steps: Steps, shown: Pos
         "epoch": progress.epoch + 1,
         "train_loss": progress.loss_sum / max(1.0, progress.num_points),
         **{f"train_{name}": value for name, value in (train_score.summary() if train_score.num_scored else {}).items()},
-        "learning_rate": steps.schedule.get_last_lr()[0],
+        "learning_rate": config.learning_rate * learning_rate_factor(config, steps.schedule.last_epoch - 1, len(batches) * config.epochs),
         "images_per_second": trained / (progress.seconds["data"] + progress.seconds["compute"]),
         "val_loss": val_loss,
         **{f"val_{name}": value for name, value in score.summary().items()},

@@ -8,8 +8,9 @@ import importlib.metadata
 import json
 import logging
 import os
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import ray.data
@@ -19,6 +20,7 @@ import torch
 import torch.distributed
 from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import posepipe
 from posepipe import cluster, samples, storage
@@ -33,9 +35,11 @@ from posepipe.train_steps import NonFiniteError
 from posepipe.training_data import TrainingData, choose_cache, load_data, read_manifests
 from posepipe.watching import require_logger
 from posepipe.weights import load_weights
+from posepipe.writers import Writer
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINTS_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's
 LIBRARIES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
 # What a run may be resumed with differently: where it runs, not what it computes.
 RESOURCES = (
@@ -49,34 +53,62 @@ RESOURCES = (
 )
 
 
-def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
     """Trains, or goes on where a run of this name stopped, or hands out the result of one that is complete.
 
     Args:
         config: what to do.
-        data: the samples, where they are loaded already.
-        callbacks: Ray Train's.
+        callbacks: of Ray Train.
 
     Returns:
         The result as written to `result.json`.
 
     Raises:
-        ValueError: a name that is taken by other settings, an unknown model, no samples, too small a cluster; NonFiniteError.
+        ValueError: a name that is taken by other settings, another process that writes the run, an unknown model, no samples, too small a
+            cluster; NonFiniteError.
     """
-    runs_uri = storage.resolve_uri(config.runs_uri)
-    run_uri = storage.join_uri(runs_uri, config.name)
-    settings = describe_config(config)
-    if storage.exists(storage.join_uri(run_uri, storage.SUCCESS)):
-        claim_folder(run_uri, settings)
-        logger.warning("run %s is complete; its result is read, nothing is trained", run_uri)
-        return storage.read_json(storage.join_uri(run_uri, RESULT_FILE))
+    if (result := _read_result(config)) is not None:
+        return result
     require_logger(config.logger)
-    if data is None:
-        require_workers(f"training with {config.min_workers} workers", config)
-        data = load_data(config)
+    require_workers(f"training with {config.min_workers} workers", config)
+    data = load_data(config)
     # Built here first: a wrong name or weights file is found before the folder is taken and workers start.
     model = build_initial_model(config, data)
-    claim_folder(run_uri, settings)
+    with Writer(_find_folder(config)) as writer:
+        return _fit(config, data, model, callbacks, writer.check)
+
+
+def train_trial(config: TrainConfig, data: TrainingData, callbacks: Sequence[UserCallback]) -> dict[str, Any]:
+    """`train` on samples that are loaded already, below the folder of a sweep, whose writer has the right to write the run's."""
+    result = _read_result(config)
+    return _fit(config, data, build_initial_model(config, data), callbacks) if result is None else result
+
+
+def _find_folder(config: TrainConfig) -> str:
+    return storage.join_uri(storage.resolve_uri(config.runs_uri), config.name)
+
+
+def _read_result(config: TrainConfig) -> dict[str, Any] | None:
+    """The result of a run that is complete, or None; ValueError where it is one of other settings."""
+    run_uri = _find_folder(config)
+    if not storage.exists(storage.join_uri(run_uri, storage.SUCCESS)):
+        return None
+    claim_folder(run_uri, describe_config(config))
+    logger.warning("run %s is complete; its result is read, nothing is trained", run_uri)
+    return storage.read_json(storage.join_uri(run_uri, RESULT_FILE))
+
+
+def _fit(
+    config: TrainConfig,
+    data: TrainingData,
+    model: PoseModel,
+    callbacks: Sequence[UserCallback],
+    check: Callable[..., None] = lambda **_: None,
+) -> dict[str, Any]:
+    """Trains `model` to the end; `check` raises where somebody else has taken the folder over."""
+    run_uri = _find_folder(config)
+    claim_folder(run_uri, describe_config(config))
+    _require_whole_list(run_uri)
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, os.path.join(folder, MODEL_FILE))
         initial = ray.put(storage.read_bytes(os.path.join(folder, MODEL_FILE)))
@@ -96,7 +128,7 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
         ),
         run_config=RunConfig(
             name=config.name,
-            storage_path=runs_uri,
+            storage_path=storage.resolve_uri(config.runs_uri),
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="objective", checkpoint_score_order="max"),
             failure_config=FailureConfig(max_failures=config.max_failures, max_preemption_failures=config.max_preemption_failures),
             callbacks=[_EpochsOnly(callback) for callback in callbacks],
@@ -110,7 +142,24 @@ def train(config: TrainConfig, data: TrainingData | None = None, callbacks: Sequ
     fitted = trainer.fit()
     if fitted.return_value:
         raise NonFiniteError(f"the run {run_uri} cannot go on: {fitted.return_value}")
+    check(is_fresh=True)
     return _finish(config, run_uri, data, fitted)
+
+
+def _require_whole_list(run_uri: str) -> None:
+    """ValueError where Ray Train's list of a run's checkpoints was cut off: it is written in place, and machines die."""
+    uri = storage.join_uri(run_uri, CHECKPOINTS_FILE)
+    try:
+        storage.read_json(uri)
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        found = [each.split("/")[-2] for each in storage.list_files(run_uri) if re.search(rf"/checkpoint_[^/]+/{MODEL_FILE}$", each)]
+        newest = storage.join_uri(run_uri, max(found), MODEL_FILE) if found else ""
+        hint = f" and --weights {newest}, the newest of them" if found else ""
+        raise ValueError(
+            f"{uri}, Ray Train's list of the checkpoints, is cut off, so the run cannot go on; start another --name{hint}"
+        ) from error
 
 
 class _EpochsOnly(UserCallback):
@@ -155,6 +204,8 @@ def build_initial_model(config: TrainConfig, data: TrainingData) -> PoseModel:
             samples_fingerprint=samples.fingerprint(data.manifest),
         )
     )
+    if config.freeze_norm and not any(isinstance(module, _BatchNorm) for module in model.backbone.modules()):
+        raise ValueError(f"--freeze-norm has no effect: {config.model} has no BatchNorm")
     report = load_weights(model, config.weights)
     if report.loaded:
         print(

@@ -16,7 +16,7 @@ from posepipe.geometry import transform
 from posepipe.tasks import TASKS
 
 # What a manifest says of the crops themselves, which a network sees.
-CROP = ("framing", "size", "margin")
+CROP = ("framing", "size", "margin", "pixels")
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,11 @@ def read_manifests(config: TrainConfig) -> list[dict[str, Any]]:
     manifests = [samples.read_manifest(uri) for uri in uris]
     for uri, manifest in zip(uris[1:], manifests[1:], strict=True):
         for name in CROP:
-            if manifest.get(name) != manifests[0].get(name):
+            theirs, own = (each.get(name, 1 if name == "pixels" else None) for each in (manifest, manifests[0]))
+            if theirs != own:
                 raise ValueError(
-                    f"--extra-samples-uri must hold crops like those of --samples-uri: the {name} of {uri} is {manifest.get(name)!r}, "
-                    f"that of {uris[0]} is {manifests[0].get(name)!r}"
+                    f"--extra-samples-uri must hold crops like those of --samples-uri: the {name} of {uri} is {theirs!r}, "
+                    f"that of {uris[0]} is {own!r}"
                 )
     return manifests
 

@@ -26,6 +26,8 @@ from posepipe.model_file import MODEL_FILE
 from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
 from posepipe.snapshots import SNAPSHOTS_FILE
 from posepipe.trials import Trial
+from posepipe.watching import require_logger
+from posepipe.writers import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,8 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         The result as written to `result.json`: the best trial and its scores.
 
     Raises:
-        ValueError: a name that is taken by another sweep, no samples, too small a cluster, or no trial that got as far as a score.
+        ValueError: a name that is taken by another sweep, another process that writes it, no samples, too small a cluster, or no trial that
+            got as far as a score.
     """
     # Trials run in folders of their own, where a relative path means something else.
     config = dataclasses.replace(config, train=training.resolve_uris(config.train))
@@ -51,20 +54,23 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         _claim_sweep(config, sweep_uri)
         logger.warning("sweep %s is complete; its result is read, nothing is trained", sweep_uri)
         return storage.read_json(storage.join_uri(sweep_uri, RESULT_FILE))
+    require_logger(shared.logger)
     training.require_workers("one trial", shared)
     at_once = cluster.num_fitting(cpus=shared.cpus_per_worker, gpus=int(shared.use_gpu)) // shared.max_workers
     data = training_data.load_data(shared)
     training.build_initial_model(shared, data)
-    _claim_sweep(config, sweep_uri)
-    known = trials.read_trials(sweep_uri)
-    if known:
-        num_ended = sum(trial.has_ended for trial in known)
-        print(f"going on: {num_ended} trials have ended, {len(known) - num_ended} were under way", flush=True)
-    _run_trials(config, sweep_uri, data, known, min(at_once, config.max_concurrent_trials or at_once))
-    known = trials.read_trials(sweep_uri)
-    if not all(trial.has_ended for trial in known):
-        raise KeyboardInterrupt(f"the sweep {sweep_uri} was interrupted; the same command goes on")
-    return _finish(config, sweep_uri, known, data)
+    with Writer(sweep_uri) as writer:
+        _claim_sweep(config, sweep_uri)
+        known = trials.read_trials(sweep_uri)
+        if known:
+            num_ended = sum(trial.has_ended for trial in known)
+            print(f"going on: {num_ended} trials have ended, {len(known) - num_ended} were under way", flush=True)
+        _run_trials(config, sweep_uri, data, known, min(at_once, config.max_concurrent_trials or at_once))
+        known = trials.read_trials(sweep_uri)
+        if not all(trial.has_ended for trial in known):
+            raise KeyboardInterrupt(f"the sweep {sweep_uri} was interrupted; the same command goes on")
+        writer.check(is_fresh=True)
+        return _finish(config, sweep_uri, known, data)
 
 
 def _claim_sweep(config: TuneConfig, sweep_uri: str) -> None:
@@ -136,7 +142,7 @@ def _run_trial(parameters: dict[str, Any], config: TuneConfig, data: training_da
     runs_uri = storage.join_uri(sweep_uri, trials.TRIALS_FOLDER)
     try:
         run = dataclasses.replace(with_parameters(config.train, trial["parameters"]), runs_uri=runs_uri, name=trial["name"])
-        training.train(run, data, [TuneReportCallback()])
+        training.train_trial(run, data, [TuneReportCallback()])
     except Exception as error:
         storage.write_json(_error_uri(sweep_uri, trial["name"]), {"error": failures.describe_reason(error)})
         reason = failures.find_reason(error)

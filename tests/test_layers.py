@@ -32,7 +32,8 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "images": ({"skeleton", "geometry"}, False, False),
     "decoding": ({"geometry", "images"}, False, False),
     "inputs": ({"geometry", "storage"}, False, False),
-    "journal": ({"retrying", "storage"}, False, False),
+    "writers": ({"retrying", "storage"}, False, False),
+    "journal": ({"storage", "writers"}, False, False),
     "gallery": ({"fetching", "images", "overlays", "predictions", "skeleton", "storage"}, False, False),
     "mpii": (NUMBERS, False, False),
     "figure": (NUMBERS, False, False),
@@ -56,7 +57,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "backbones": (set(), True, False),
     "model_file": ({"storage"}, False, False),
     "models": ({"storage", "tasks", "backbones", "head_parts", "heads", "model_file"}, True, False),
-    "weights": ({"storage", "backbones", "models"}, True, False),
+    "weights": ({"storage", "backbones", "model_file", "models"}, True, False),
     "optimizers": ({"config", "models"}, True, False),
     "augmentation": ({"skeleton", "tasks", "batches"}, True, False),
     "averaging": ({"models", "tasks"}, True, False),
@@ -99,7 +100,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "training_data": (MATHS | {"cluster", "config", "samples", "tasks"}, False, True),
     "training": (
         {"checkpoints", "cluster", "config", "model_file", "models", "runs", "samples", "snapshots", "storage", "tasks"}
-        | {"train_loop", "train_steps", "training_data", "watching", "weights"},
+        | {"train_loop", "train_steps", "training_data", "watching", "weights", "writers"},
         True,
         True,
     ),
@@ -110,7 +111,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "summaries": (NUMBERS | {"config", "model_file", "predicting", "predictions", "tasks"}, False, False),
     "scoring": (
         {"cluster", "config", "gallery", "journal", "planning", "predicting", "predictions", "progress"}
-        | {"reading", "retrying", "storage", "summaries"},
+        | {"reading", "retrying", "storage", "summaries", "writers"},
         False,
         True,
     ),
@@ -124,6 +125,8 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
             "trials",
             "searching",
             "sweep_plots",
+            "watching",
+            "writers",
             "config",
             "cluster",
             "failures",

@@ -43,6 +43,7 @@ from posepipe.models import load_model
 from posepipe.sample_cache import SampleCache
 from posepipe.tasks import TASKS
 from posepipe.train_steps import NonFiniteError
+from posepipe.writers import Writer
 
 
 def config(samples_uri: str, runs_uri: str | Path, name: str, **changes: object) -> TrainConfig:
@@ -66,7 +67,8 @@ def crop_of(sample: dict[str, Any]) -> np.ndarray[Any, Any]:
 
 @pytest.fixture(scope="module")
 def finished(person_samples: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, dict[str, Any]]:
-    run = config(person_samples, tmp_path_factory.mktemp("runs"), "finished")
+    rates = {"schedule": "step", "milestones": (0.5,), "warmup_steps": 0, "layer_decay": 0.9}
+    run = config(person_samples, tmp_path_factory.mktemp("runs"), "finished", **rates)
     return run, training.train(run)
 
 
@@ -79,7 +81,8 @@ def test_a_run_folder_explains_itself(finished: tuple[TrainConfig, dict[str, Any
     assert kept["samples_fingerprint"] == samples.fingerprint(samples.read_manifest(person_samples))
     history = storage.read_json(str(folder / "history.json"))
     assert [row["epoch"] for row in history] == [1, 2]
-    assert {"train_loss", "val_loss", "train_pckh", "val_pckh", "learning_rate"} <= set(history[0])
+    assert {"train_loss", "val_loss", "train_pckh", "val_pckh"} <= set(history[0])
+    assert [row["learning_rate"] for row in history] == pytest.approx([2e-3, 2e-4]), "of the head, in the epoch's last step"
     assert history[0]["train_num_people"] == history[0]["val_num_people"] == samples.read_manifest(person_samples)["rows"]["val"]
     best = max(history, key=lambda row: row["val_pckh"])
     assert result["val"]["val_pckh"] == best["val_pckh"]
@@ -130,6 +133,35 @@ def test_a_name_with_other_settings_is_refused(finished: tuple[TrainConfig, dict
         training.train(config(run.samples_uri, run.runs_uri, run.name, learning_rate=0.1))
 
 
+def test_a_run_that_another_process_writes_is_refused(person_samples: str, tmp_path: Path) -> None:
+    run = config(person_samples, tmp_path, "x")
+    with Writer(str(tmp_path / "x"), 0.6), pytest.raises(ValueError, match=r"process \d+ is writing .*/x; wait for it, or stop it"):
+        training.train(run)
+    assert not (tmp_path / "x" / training.CONFIG_FILE).exists()
+
+
+@pytest.mark.parametrize("checkpoints", [[], ["checkpoint_2026-11-27_10-00-00", "checkpoint_2026-11-27_09-59-59"]])
+def test_a_run_whose_list_of_checkpoints_is_cut_off_says_what_to_do(person_samples: str, tmp_path: Path, checkpoints: list[str]) -> None:
+    for name in checkpoints:
+        storage.write_bytes(str(tmp_path / "x" / name / "model.safetensors"), b"")
+    storage.write_bytes(str(tmp_path / "x" / training.CHECKPOINTS_FILE), b'{"ray_version": "2.6')
+    newest = rf" and --weights {tmp_path}/x/checkpoint_2026-11-27_10-00-00/model.safetensors, the newest of them"
+    hint = f"start another --name{newest if checkpoints else ''}$"
+    with pytest.raises(ValueError, match=hint):
+        training.train(config(person_samples, tmp_path, "x"))
+
+
+def test_a_name_that_ray_train_gave_its_list_is_the_one_that_is_looked_at(finished: tuple[TrainConfig, dict[str, Any]]) -> None:
+    run, _ = finished
+    assert storage.read_json(str(Path(run.runs_uri) / run.name / training.CHECKPOINTS_FILE))["checkpoint_results"]
+
+
+def test_norms_that_are_not_there_cannot_be_frozen(person_samples: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--freeze-norm has no effect: convnext_atto has no BatchNorm"):
+        training.train(config(person_samples, tmp_path, "x", model="convnext_atto", freeze_norm=True))
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_setting_from_after_a_run_began_had_its_default(tmp_path: Path) -> None:
     run = dataclasses.asdict(config("samples", tmp_path, "run", weights=["none"]))
     storage.write_json(str(tmp_path / training.CONFIG_FILE), {name: value for name, value in run.items() if name != "deterministic"})
@@ -177,7 +209,7 @@ def test_extra_samples_may_move_but_not_change(tmp_path: Path) -> None:
             training.claim_folder(str(tmp_path / "run"), training.describe_config(dataclasses.replace(run, extra_samples_uri=extra)))
 
 
-@pytest.mark.parametrize(("name", "value"), [("framing", "image"), ("size", 96), ("margin", 0.25)])
+@pytest.mark.parametrize(("name", "value"), [("framing", "image"), ("size", 96), ("margin", 0.25), ("pixels", 2)])
 def test_extra_samples_of_another_kind_are_refused(tmp_path: Path, name: str, value: object) -> None:
     main, other = write_manifest(tmp_path / "main"), write_manifest(tmp_path / "other", **{name: value})
     with pytest.raises(ValueError, match=rf"the {name} of {other} is {value!r}, that of {main} is"):

@@ -21,6 +21,7 @@ from ray.tune.schedulers import TrialScheduler
 from posepipe import failures, runs, samples, scoring, storage, training, trials, tuning
 from posepipe.config import ScoreConfig, TrainConfig, TuneConfig
 from posepipe.trials import Trial
+from posepipe.writers import Writer
 
 
 def sweep(epochs: int = 8, **changes: Any) -> TuneConfig:
@@ -112,7 +113,7 @@ def run_trial(monkeypatch: pytest.MonkeyPatch, folder: Path, error: Exception) -
     def train(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(training, "train_trial", train)
     monkeypatch.setattr(tuning, "TuneReportCallback", lambda: None)
     config = TuneConfig(train=TrainConfig(samples_uri="s", runs_uri=str(folder), name="sweep"))
     try:
@@ -146,6 +147,13 @@ def test_more_than_the_cluster_has_is_refused(ray_session: None, person_samples:
     train = TrainConfig(samples_uri=person_samples, runs_uri=str(tmp_path), name="sweep", num_workers=4, cpus_per_worker=4)
     with pytest.raises(ValueError, match="one trial needs 16 CPUs and 0 GPUs, the cluster has 6 CPUs"):
         tuning.tune(TuneConfig(train=train))
+
+
+def test_a_sweep_that_another_process_writes_is_refused(ray_session: None, person_samples: str, tmp_path: Path) -> None:
+    train = TrainConfig(samples_uri=person_samples, runs_uri=str(tmp_path), name="sweep", model="resnet10t")
+    with Writer(str(tmp_path / "sweep"), 0.6), pytest.raises(ValueError, match=r"process \d+ is writing .*/sweep; wait for it, or stop it"):
+        tuning.tune(TuneConfig(train=train))
+    assert not (tmp_path / "sweep" / tuning.SWEEP_FILE).exists()
 
 
 def test_trials_which_run_elsewhere_get_absolute_uris(
