@@ -50,11 +50,16 @@ def read_model_file(checkpoint_uri: str) -> tuple[bytes, ModelConfig]:
         data = storage.read_bytes(uri)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ValueError(f"no checkpoint at {uri}: expected the folder of a complete run of jobs.train or jobs.tune") from error
+    return data, parse_config(data, uri)
+
+
+def parse_config(data: bytes, uri: str) -> ModelConfig:
+    """The config in the header of a model's file; ValueError where it has none. `uri` is for messages."""
     length = int.from_bytes(data[:8], "little")
     try:
         header = json.loads(data[8 : 8 + length])
         values = json.loads(header["__metadata__"]["config"])
-        return data, ModelConfig(**{**values, "size": tuple(values["size"])})
+        return ModelConfig(**{**values, "size": tuple(values["size"])})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{uri} is not a posepipe checkpoint: its header holds no model config") from error
 

@@ -1,5 +1,6 @@
 """Where a network starts: ImageNet weights, state dicts at URIs, whole or partial, or another run's model."""
 
+import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from posepipe import storage
 from posepipe.backbones import MODELS
+from posepipe.model_file import ModelConfig, parse_config
 from posepipe.models import PoseModel
 
 HEAD = "head."
@@ -29,7 +31,7 @@ def load_weights(model: PoseModel, sources: Sequence[str]) -> LoadReport:
     """Starts the network from `imagenet` (timm's download) or from state dicts at URIs, one after the other.
 
     A tensor is taken where name and shape fit, after prefixes such as `module.` or `backbone.` are cut off; files may be partial. A model
-    of this project also gives its regression head, where that is of the same kind and size in all its tensors.
+    of this project also gives its regression head, where that is of the same kind and size.
 
     Raises:
         ValueError: no tensor of a file fits, the file is no state dict, or the backbone has no ImageNet weights.
@@ -41,11 +43,11 @@ def load_weights(model: PoseModel, sources: Sequence[str]) -> LoadReport:
     unused: list[str] = []
     sources = [source for source in sources if source != "none"]
     for source in sources:
-        state = _imagenet_weights(model.config.model) if source == "imagenet" else _read_state_dict(source)
+        state, config = (_imagenet_weights(model.config.model), None) if source == "imagenet" else _read_state_dict(source)
         of_head = {name.removeprefix(HEAD): tensor for name, tensor in state.items() if name.startswith(HEAD)}
         if of_head and any(name.startswith("backbone.") for name in state):
             state = {name: tensor for name, tensor in state.items() if not name.startswith(HEAD)}
-            if _shapes(of_head) == _shapes(model.head.state_dict()):
+            if config and _is_same_head(config, model.config) and _shapes(of_head) == _shapes(model.head.state_dict()):
                 head = of_head
             else:
                 unused += [HEAD + name for name in of_head]
@@ -67,6 +69,11 @@ def load_weights(model: PoseModel, sources: Sequence[str]) -> LoadReport:
     return LoadReport(sorted([*loaded, *(HEAD + name for name in head)]), missing, unused)
 
 
+def _is_same_head(one: ModelConfig, other: ModelConfig) -> bool:
+    """Tensors of equal names and shapes may mean px in one kind of head and shares of the crop in another."""
+    return one.regression_head == other.regression_head and (one.regression_head != "paper" or one.size == other.size)
+
+
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.items()}
 
@@ -82,14 +89,18 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
         raise ValueError(f"timm has no ImageNet weights for {name}; give a URI, or none") from error
 
 
-def _read_state_dict(uri: str) -> dict[str, Tensor]:
+def _read_state_dict(uri: str) -> tuple[dict[str, Tensor], ModelConfig | None]:
+    """With the config of a model of this project."""
     try:
         data = storage.read_bytes(uri)
     except FileNotFoundError as error:
         raise ValueError(f"no weights at {uri}; expected `imagenet` or the URI of a state dict (.pt, .pth, .safetensors)") from error
     try:
         if uri.endswith(".safetensors"):
-            return safetensors.torch.load(data)
+            config = None
+            with contextlib.suppress(ValueError):
+                config = parse_config(data, uri)
+            return safetensors.torch.load(data), config
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle, zip and runtime errors alike.
         raise ValueError(f"{uri} is not a file of plain tensors (torch.load with weights_only=True): {error}") from error
@@ -98,7 +109,7 @@ def _read_state_dict(uri: str) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{uri} holds no state dict")
-    return state
+    return state, None
 
 
 def _key(name: str) -> str:

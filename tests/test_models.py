@@ -315,6 +315,18 @@ def test_another_runs_model_gives_its_head_where_that_is_the_same(tmp_path):
     assert not any(name.startswith("head.") for name in report.loaded)
 
 
+def test_a_head_of_another_meaning_is_left_where_it_is(tmp_path):
+    path = str(tmp_path / MODEL_FILE)
+    save_model(build(regression_head="paper", size=(64, 64)), path)
+    for other in (build(regression_head="direct", size=(64, 64)), build(regression_head="paper", size=(96, 96))):
+        before = {name: tensor.clone() for name, tensor in other.head.state_dict().items()}
+        report = load_weights(other, [path])
+        assert set(report.unused) == {"head.linear.weight", "head.linear.bias"}
+        assert all(torch.equal(tensor, before[name]) for name, tensor in other.head.state_dict().items())
+    same = build(regression_head="paper", size=(64, 64))
+    assert load_weights(same, [path]).unused == []
+
+
 def test_no_sources_load_nothing():
     model = build()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
