@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,14 @@ import yaml
 
 BOOTSTRAP_CONFIG = "~/ray_bootstrap_config.yaml"
 MOST_OF_STORE = 0.8  # of an object store, that samples may take
+# Before glibc 2.35 more is refused.
+_OLD_GLIBC = platform.libc_ver()[0] == "glibc" and tuple(map(int, platform.libc_ver()[1].split(".")[:2])) < (2, 35)
 NETWORK_ENV = {
-    "env_vars": {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_ARENA_MAX": "1"},
+    "env_vars": {
+        "MALLOC_MMAP_THRESHOLD_": str(2**25 if _OLD_GLIBC else 2**30),
+        "MALLOC_TRIM_THRESHOLD_": str(2**30),
+        "MALLOC_ARENA_MAX": "1",
+    },
 }
 """Runtime environment of processes that run networks. A network asks for the same large buffers in every pass; by default glibc gives them
 back to the system after each, which zeroes their pages anew."""

@@ -338,7 +338,7 @@ class ScoreConfig:
     use_gpu: bool = False
     """One GPU per replica. With a first stage its replicas and the others share CPUs and GPUs half and half."""
     max_bytes: int = 128 * 2**20
-    """Larger files are not read."""
+    """Larger files are not read, or, where a server does not say how large they are, not decoded."""
     max_pixels: int = 89_478_485
     """Larger pictures are not decoded."""
     takeover_after: float = 30.0
@@ -375,6 +375,11 @@ class ScoreConfig:
                     raise ValueError(f"--{name.replace('_', '-')} goes with --images-uri; samples are framed and counted already")
             if self.sample_fraction < 1:
                 raise ValueError("--sample-fraction goes with --images-uri")
+            for item in dataclasses.fields(self):
+                if item.name in ("shard_size", "max_bytes", "max_pixels") and getattr(self, item.name) != item.default:
+                    raise ValueError(f"--{item.name.replace('_', '-')} goes with --images-uri; samples are cut and decoded already")
+        elif self.split != "val":
+            raise ValueError("--split goes with --samples-uri; pictures have none")
 
 
 @dataclass(frozen=True, kw_only=True)

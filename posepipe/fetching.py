@@ -2,19 +2,22 @@
 
 import asyncio
 import errno
+import os
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.implementations.local import LocalFileSystem
 
 from posepipe import storage
-from posepipe.retrying import TruncatedBodyError, retry, retry_async
+from posepipe.retrying import StorageUnavailableError, TruncatedBodyError, retry, retry_async
 
 AT_ONCE = 16
 BYTES_AT_ONCE = 64 * 2**20
-USUAL_BYTES = 2**20  # where the listing does not say
+UNKNOWN_BYTES = 2**25  # of the first objects, where no listing says how large they are
 
 
 Fetched = bytes | OSError
@@ -48,10 +51,19 @@ def _read(filesystem: AbstractFileSystem, path: str, max_bytes: int, patience: f
     if "\0" in path:
         return OSError(errno.EINVAL, "a name cannot hold a zero byte")
     try:
+        _check_kind(filesystem, path)
         _check_size(retry(lambda: filesystem.size(path), patience), max_bytes)
         return retry(lambda: filesystem.cat_file(path), patience)
     except OSError as error:
         return error
+    except StorageUnavailableError as error:
+        raise StorageUnavailableError(f"{path}: {error}") from error
+
+
+def _check_kind(filesystem: AbstractFileSystem, path: str) -> None:
+    """OSError for a pipe, a socket or a device, which may have no end."""
+    if isinstance(filesystem, LocalFileSystem) and os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise OSError(errno.EINVAL, "neither a file nor a folder")
 
 
 async def _read_all(filesystem: Any, paths: Sequence[str], max_bytes: int, patience: float | None, is_s3: bool) -> list[Fetched]:
@@ -60,6 +72,8 @@ async def _read_all(filesystem: Any, paths: Sequence[str], max_bytes: int, patie
             return await retry_async(lambda: (_get_s3 if is_s3 else _cat)(filesystem, path, max_bytes), patience)
         except OSError as error:
             return error
+        except StorageUnavailableError as error:
+            raise StorageUnavailableError(f"{path}: {error}") from error
 
     return await asyncio.gather(*(read(path) for path in paths))
 
@@ -97,27 +111,43 @@ def read_ahead(uris: Sequence[str], max_bytes: int, sizes: Sequence[int | None] 
         max_bytes: of one object.
         sizes: bytes of each where known; a chunk is closed before it takes more than `BYTES_AT_ONCE`.
     """
-    chunks = _cut(uris, sizes or [None] * len(uris), max_bytes)
+    wanted = list(zip(uris, sizes or [None] * len(uris), strict=True))
+    found_sizes: list[int] = []
+    pending: deque[tuple[list[str], Future[list[Fetched]]]] = deque()
+
+    def take() -> Iterator[tuple[str, Fetched]]:
+        part, reading = pending.popleft()
+        found = reading.result()
+        found_sizes.extend(len(data) for data in found if isinstance(data, bytes))
+        yield from zip(part, found, strict=True)
+
     with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(fetch, part, max_bytes) for part in chunks[:1]]
-        for index, part in enumerate(chunks):
-            if index + 1 < len(chunks):
-                pending.append(pool.submit(fetch, chunks[index + 1], max_bytes))
-            yield from zip(part, pending.pop(0).result(), strict=True)
+        for part in _cut(wanted, max_bytes, found_sizes):
+            pending.append((part, pool.submit(fetch, part, max_bytes)))
+            if len(pending) == 2:
+                yield from take()
+        while pending:
+            yield from take()
 
 
-def _cut(uris: Sequence[str], sizes: Sequence[int | None], max_bytes: int) -> list[list[str]]:
-    chunks: list[list[str]] = []
+def _cut(wanted: Sequence[tuple[str, int | None]], max_bytes: int, found_sizes: Sequence[int]) -> Iterator[list[str]]:
+    """Chunks, each cut when it is asked for: what nobody knows the size of is taken for the mean of `found_sizes` by then."""
+
+    def expect(size: int | None) -> int:
+        if size is None:
+            return sum(found_sizes) // len(found_sizes) if found_sizes else UNKNOWN_BYTES
+        return 0 if size > max_bytes else size
+
+    chunk: list[str] = []
     total = 0
-    for uri, size in zip(uris, sizes, strict=True):
-        expected = USUAL_BYTES if size is None else 0 if size > max_bytes else size
-        is_elsewhere = bool(chunks) and _place(chunks[-1][0]) != _place(uri)
-        if not chunks or is_elsewhere or len(chunks[-1]) == AT_ONCE or total + expected > BYTES_AT_ONCE:
-            chunks.append([])
-            total = 0
-        chunks[-1].append(uri)
-        total += expected
-    return chunks
+    for uri, size in wanted:
+        if chunk and (_place(chunk[-1]) != _place(uri) or len(chunk) == AT_ONCE or total + expect(size) > BYTES_AT_ONCE):
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(uri)
+        total += expect(size)
+    if chunk:
+        yield chunk
 
 
 def _place(uri: str) -> str:

@@ -170,7 +170,13 @@ def decode(
         eighths = next((k for k in EIGHTHS if all(-(-n * k // 8) >= wanted for n, wanted in sides)), 8)
     if decoded is not None and eighths in decoded:
         return decoded[eighths]
-    pixels = _decode_jpeg(data, -(-header.width * eighths // 8), -(-header.height * eighths // 8)) if is_scalable else decode_whole(data)
+    if is_scalable:
+        pixels = _decode_jpeg(data, -(-header.width * eighths // 8), -(-header.height * eighths // 8))
+    else:
+        pixels = decode_whole(data)
+        if pixels.shape[:2] != (header.height, header.width):  # by an orientation that Pillow finds in the XMP of a TIFF alone
+            found = f"{pixels.shape[1]} x {pixels.shape[0]}"
+            raise ImageError("unsupported", f"the header says {header.width} x {header.height} px, but {found} were decoded")
     if decoded is not None:
         decoded[eighths] = pixels
     return pixels
@@ -182,10 +188,12 @@ def _decode_jpeg(data: bytes, min_width: int, min_height: int) -> NDArray[np.uin
     except ValueError as error:
         if "Premature end" in str(error):
             raise ImageError("truncated", str(error)) from error
-    try:  # Any other warning of the decoder is one that viewers pass over.
+    # Any other warning of the decoder is one that viewers pass over, but it tells of its first one alone, and the end may be missing too.
+    whole = decode_whole(data)
+    try:
         return simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width, strict=False)
-    except ValueError as error:
-        raise ImageError("corrupt", str(error)) from error
+    except ValueError:  # This one takes no warning from a header.
+        return whole
 
 
 def decode_whole(data: bytes) -> NDArray[np.uint8]:

@@ -92,6 +92,8 @@ def parse_annotations(data: bytes, uri: str = ANNOTATION_FILE) -> tuple[pa.Table
     persons: list[dict[str, Any]] = []
     for entry, flag, activity in zip(entries, train_flags, activities, strict=True):
         name, is_train = str(entry["image"][0, 0]["name"].item()), bool(flag)
+        if name.startswith("/") or "://" in name or ".." in name.split("/"):
+            raise ValueError(f"{uri} names a picture outside of {IMAGES_FOLDER}/: {name!r}")
         images.append({"image": name, "is_train": is_train})
         rectangles = entry["annorect"].ravel() if entry["annorect"].dtype.names else ()
         for person_index, rectangle in enumerate(rectangles):

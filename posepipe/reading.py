@@ -158,5 +158,7 @@ def _let_networks_work() -> None:
 def _keep_buffers() -> None:
     """From here on this process keeps the memory of a shard for the next one; glibc gives it back, and every page of it is zeroed anew."""
     with contextlib.suppress(AttributeError, OSError):  # another libc
-        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-            ctypes.CDLL(None).mallopt(parameter, 2**30)
+        malloc_option = ctypes.CDLL(None).mallopt
+        # Before glibc 2.35 this is refused above 32 MiB.
+        if any(malloc_option(_M_MMAP_THRESHOLD, most) for most in (2**30, 2**25)):
+            malloc_option(_M_TRIM_THRESHOLD, 2**30)

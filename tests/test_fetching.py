@@ -63,6 +63,14 @@ def test_a_folder_in_the_list_is_an_error_in_its_place(tmp_path):
     assert data == b"a"
 
 
+def test_a_pipe_in_the_list_is_an_error_in_its_place(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in (str(tmp_path / "pipe"), str(tmp_path / "link"), "/dev/zero"):
+        [error] = fetch([name], LIMIT)
+        assert (type(error), error.errno) == (OSError, errno.EINVAL)
+
+
 def test_an_empty_object_is_no_bytes_and_no_error(folder):
     write_bytes(join_uri(folder, "empty"), b"")
     assert fetch([join_uri(folder, "empty")], LIMIT) == [b""]
@@ -243,11 +251,13 @@ def test_a_chunk_closes_before_it_takes_too_many_bytes(monkeypatch, asked):
     assert asked == ["ab", "cde", "f", "g"]
 
 
-def test_objects_of_unknown_size_count_as_the_usual(monkeypatch, asked):
-    monkeypatch.setattr(fetching, "BYTES_AT_ONCE", 3 * fetching.USUAL_BYTES)
-    list(read_ahead("abcde", LIMIT))
-    list(read_ahead("abcde", 2**30, [None, 2 * 2**20, None, None, None]))
-    assert asked == ["abc", "de", "ab", "cde"]
+@pytest.mark.parametrize(("size", "chunks"), [(40, ["ab", "cd", "ef", "gh"]), (25, ["ab", "cd", "efgh"]), (1, ["ab", "cd", "efgh"])])
+def test_objects_of_unknown_size_count_as_those_that_were_read(monkeypatch, asked, size, chunks):
+    monkeypatch.setattr(fetching, "BYTES_AT_ONCE", 100)
+    monkeypatch.setattr(fetching, "UNKNOWN_BYTES", 50)
+    monkeypatch.setattr(fetching, "fetch", lambda uris, _: asked.append("".join(uris)) or [bytes(size)] * len(uris))
+    list(read_ahead("abcdefgh", LIMIT))
+    assert asked == chunks
 
 
 def test_a_chunk_closes_where_the_scheme_changes(tmp_path):
@@ -260,7 +270,7 @@ def test_a_chunk_closes_where_the_scheme_changes(tmp_path):
 
 def test_a_chunk_closes_where_the_host_changes():
     uris = ["ftp://a/1", "ftp://a/2", "ftp://b/1", "s3://b/1", "/tmp/1", "file:///tmp/1"]
-    assert fetching._cut(uris, [None] * 6, LIMIT) == [uris[:2], *([uri] for uri in uris[2:])]
+    assert list(fetching._cut([(uri, 1) for uri in uris], LIMIT, [])) == [uris[:2], *([uri] for uri in uris[2:])]
 
 
 @pytest.fixture
@@ -324,7 +334,7 @@ def test_an_http_server_that_is_gone_is_no_missing_picture(quick):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-    with pytest.raises(StorageUnavailableError, match="the storage failed for 0 s"):
+    with pytest.raises(StorageUnavailableError, match=rf"^http://127.0.0.1:{port}/a.jpg: the storage failed for 0 s"):
         fetch([f"http://127.0.0.1:{port}/a.jpg"], LIMIT, patience=0)
 
 

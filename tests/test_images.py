@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image, ImageDraw, ImageOps
 
 from posepipe import images
@@ -111,6 +112,17 @@ def test_a_jpeg_with_noise_in_its_stream_decodes_as_viewers_show_it():
     at = 3 * len(data) // 4
     data[at : at + 40] = bytes(40)
     np.testing.assert_allclose(crop_whole(bytes(data))[:20].astype(int), crop_whole(fine_jpeg(smooth(400, 300)))[:20], atol=2)
+
+
+def test_a_jpeg_with_bytes_between_its_headers_decodes_as_viewers_show_it_and_is_truncated_where_it_is_cut():
+    whole = fine_jpeg(smooth(400, 300))
+    at = whole.index(b"\xff\xda")
+    data = whole[:at] + bytes(4) + whole[at:]
+    np.testing.assert_allclose(crop_whole(data).astype(int), crop_whole(whole), atol=2)
+    for each in (data, data[: len(data) // 2]):
+        with pytest.raises(ValueError, match="extraneous bytes before marker"):
+            simplejpeg.decode_jpeg(each, "RGB")
+    assert status_of(data[: len(data) // 2]) == "truncated"
 
 
 @pytest.mark.parametrize(("width", "height"), [(20_000, 20_000), (12_000, 10_000)])
@@ -221,6 +233,13 @@ def test_a_turned_tiff_is_upright_in_the_crop_and_measured_upright(orientation, 
     assert (header.width, header.height, header.orientation) == (*shown.size, 1)
     pixels = crop_whole(data, (60, 140))
     assert np.abs(pixels.astype(int) - np.asarray(shown.resize((60, 140), Image.Resampling.BILINEAR))).mean() < 0.5
+
+
+def test_a_tiff_that_pillow_turns_by_its_xmp_alone_is_unsupported():
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = encode(disc(300, 60), "TIFF", tiffinfo={700: xmp})
+    assert status_of(data) == "unsupported"
+    np.testing.assert_array_equal(crop_whole(encode(disc(300, 60), "TIFF")), crop_whole(encode(disc(300, 60))))
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])

@@ -282,6 +282,12 @@ def test_an_empty_list_is_a_clear_error():
         parse_annotations(data, "x.mat")
 
 
+@pytest.mark.parametrize("name", ["/etc/hosts", "../secret.jpg", "a/../../secret.jpg", "s3://other/a.jpg"])
+def test_a_name_outside_of_the_pictures_folder_is_a_clear_error(name):
+    with pytest.raises(ValueError, match=r"x\.mat names a picture outside of images/: "):
+        parse_annotations(mat(("a.jpg", []), (name, [])), "x.mat")
+
+
 def test_a_list_and_flags_of_different_length_are_a_clear_error():
     with pytest.raises(ValueError, match=r"x\.mat: 2 entries in annolist but 1 in img_train"):
         parse_annotations(mat(("a.jpg", []), ("b.jpg", []), train=[1]), "x.mat")

@@ -45,8 +45,8 @@ def scored(tmp_path_factory):
 
 
 def run(block, folder, capsys):
-    assert block.count('"s3://bucket/scored"') == 1
-    exec(compile(block.replace("s3://bucket/scored", folder), "README.md", "exec"), {})
+    assert block.count('"s3://bucket/predictions/pose"') == 1
+    exec(compile(block.replace("s3://bucket/predictions/pose", folder), "README.md", "exec"), {})
     return capsys.readouterr().out
 
 
