@@ -54,7 +54,7 @@ LIMIT_SAMPLE = 64
 SCRIPT_IMAGES = 1024 * CORES  # enough for a rate: its processes run before the clock starts
 BATCH = 64  # of the script
 BATCHES = 8  # between two looks at the clock
-SECONDS = 3.0  # of each limit
+SECONDS = 10.0  # of each limit
 
 
 @dataclass(frozen=True, kw_only=True)
