@@ -1,5 +1,6 @@
 """What a run folder holds: the names of its files, and a finished run read from them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import pyarrow as pa
 
 from posepipe import storage
+from posepipe.model_file import MODEL_FILE
 from posepipe.snapshots import SNAPSHOTS_FILE
 
 CONFIG_FILE = "config.json"
 RESULT_FILE = "result.json"
 HISTORY_FILE = "history.json"
+CHECKPOINTS_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,19 @@ def num_train(result: dict[str, Any]) -> int:
     """People that a run was trained on, those of extra samples among them."""
     # A run from before there were extra samples has none.
     return result["samples"]["rows"]["train"] + result["samples"].get("num_extra_train", 0)
+
+
+def require_whole_list(run_uri: str) -> None:
+    """ValueError where Ray Train's list of a run's checkpoints was cut off: it is written in place, and machines die."""
+    uri = storage.join_uri(run_uri, CHECKPOINTS_FILE)
+    try:
+        storage.read_json(uri)
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        found = [each.split("/")[-2] for each in storage.list_files(run_uri) if re.search(rf"/checkpoint_[^/]+/{MODEL_FILE}$", each)]
+        newest = storage.join_uri(run_uri, max(found), MODEL_FILE) if found else ""
+        hint = f" and --weights {newest}, the newest of them" if found else ""
+        raise ValueError(
+            f"{uri}, Ray Train's list of the checkpoints, is cut off, so the run cannot go on; start another --name{hint}"
+        ) from error

@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -28,7 +27,7 @@ from posepipe.checkpoints import NOT_SCORED
 from posepipe.config import TrainConfig
 from posepipe.model_file import MODEL_FILE, ModelConfig
 from posepipe.models import PoseModel, build_model, save_model
-from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, num_train
+from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, num_train, require_whole_list
 from posepipe.snapshots import SNAPSHOTS_FILE
 from posepipe.train_loop import train_loop
 from posepipe.train_steps import NonFiniteError
@@ -39,7 +38,6 @@ from posepipe.writers import Writer
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS_FILE = "checkpoint_manager_snapshot.json"  # Ray Train's
 LIBRARIES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
 # What a run may be resumed with differently: where it runs, not what it computes.
 RESOURCES = (
@@ -108,7 +106,7 @@ def _fit(
     """Trains `model` to the end; `check` raises where somebody else has taken the folder over."""
     run_uri = _find_folder(config)
     claim_folder(run_uri, describe_config(config))
-    _require_whole_list(run_uri)
+    require_whole_list(run_uri)
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, os.path.join(folder, MODEL_FILE))
         initial = ray.put(storage.read_bytes(os.path.join(folder, MODEL_FILE)))
@@ -144,22 +142,6 @@ def _fit(
         raise NonFiniteError(f"the run {run_uri} cannot go on: {fitted.return_value}")
     check(is_fresh=True)
     return _finish(config, run_uri, data, fitted)
-
-
-def _require_whole_list(run_uri: str) -> None:
-    """ValueError where Ray Train's list of a run's checkpoints was cut off: it is written in place, and machines die."""
-    uri = storage.join_uri(run_uri, CHECKPOINTS_FILE)
-    try:
-        storage.read_json(uri)
-    except FileNotFoundError:
-        return
-    except ValueError as error:
-        found = [each.split("/")[-2] for each in storage.list_files(run_uri) if re.search(rf"/checkpoint_[^/]+/{MODEL_FILE}$", each)]
-        newest = storage.join_uri(run_uri, max(found), MODEL_FILE) if found else ""
-        hint = f" and --weights {newest}, the newest of them" if found else ""
-        raise ValueError(
-            f"{uri}, Ray Train's list of the checkpoints, is cut off, so the run cannot go on; start another --name{hint}"
-        ) from error
 
 
 class _EpochsOnly(UserCallback):

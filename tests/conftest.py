@@ -5,9 +5,11 @@ import logging
 import os
 import socket
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 from s3 import FaultProxy
 
@@ -149,3 +151,13 @@ def extra_samples(ray_session: None, extra_mpii: str, tmp_path_factory: pytest.T
     uri = str(tmp_path_factory.mktemp("extra-samples"))
     preparing.prepare(PrepareConfig(mpii_uri=extra_mpii, samples_uri=uri, framing="person", people="all", size=64, val_percent=0))
     return uri
+
+
+@pytest.fixture(params=["path", "s3"])
+def run_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder of a run, on the disk and on an S3 server."""
+    if request.param == "path":
+        return str(tmp_path / "run")
+    bucket = f"run-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3", endpoint_url=request.getfixturevalue("s3_endpoint")).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/run"

@@ -1,8 +1,5 @@
 """journal.py: records that are never replaced, and the order in which a run becomes complete and incomplete."""
 
-import uuid
-
-import boto3
 import pyarrow as pa
 import pytest
 
@@ -20,16 +17,6 @@ from posepipe.journal import (
     require_same,
     write_run,
 )
-
-
-@pytest.fixture(params=["path", "s3"])
-def run_uri(request, tmp_path):
-    """An empty folder."""
-    if request.param == "path":
-        return str(tmp_path / "run")
-    bucket = f"journal-{uuid.uuid4().hex[:12]}"
-    boto3.client("s3", endpoint_url=request.getfixturevalue("s3_endpoint")).create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/run"
 
 
 class Alone:

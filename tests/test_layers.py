@@ -68,7 +68,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "sources": ({"storage", "predictions", "arrays", "truths"}, False, False),
     "results": (RESULTS - {"results"}, False, False),
     "snapshots": (set(), False, False),
-    "runs": ({"storage", "snapshots"}, False, False),
+    "runs": ({"model_file", "storage", "snapshots"}, False, False),
     "cases": ({"skeleton", "geometry", "fetching", "images", "overlays", "results", "retrying"}, False, False),
     "comparing": ({"metrics", "scores", "results", "cases"}, False, False),
     "plots": ({"skeleton", "metrics", "diagnosis"}, False, False),

@@ -144,7 +144,7 @@ def test_a_run_that_another_process_writes_is_refused(person_samples: str, tmp_p
 def test_a_run_whose_list_of_checkpoints_is_cut_off_says_what_to_do(person_samples: str, tmp_path: Path, checkpoints: list[str]) -> None:
     for name in checkpoints:
         storage.write_bytes(str(tmp_path / "x" / name / "model.safetensors"), b"")
-    storage.write_bytes(str(tmp_path / "x" / training.CHECKPOINTS_FILE), b'{"ray_version": "2.6')
+    storage.write_bytes(str(tmp_path / "x" / runs.CHECKPOINTS_FILE), b'{"ray_version": "2.6')
     newest = rf" and --weights {tmp_path}/x/checkpoint_2026-11-27_10-00-00/model.safetensors, the newest of them"
     hint = f"start another --name{newest if checkpoints else ''}$"
     with pytest.raises(ValueError, match=hint):
@@ -153,7 +153,7 @@ def test_a_run_whose_list_of_checkpoints_is_cut_off_says_what_to_do(person_sampl
 
 def test_a_name_that_ray_train_gave_its_list_is_the_one_that_is_looked_at(finished: tuple[TrainConfig, dict[str, Any]]) -> None:
     run, _ = finished
-    assert storage.read_json(str(Path(run.runs_uri) / run.name / training.CHECKPOINTS_FILE))["checkpoint_results"]
+    assert storage.read_json(str(Path(run.runs_uri) / run.name / runs.CHECKPOINTS_FILE))["checkpoint_results"]
 
 
 def test_norms_that_are_not_there_cannot_be_frozen(person_samples: str, tmp_path: Path) -> None:

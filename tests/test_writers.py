@@ -4,9 +4,7 @@ import json
 import os
 import socket
 import threading
-import uuid
 
-import boto3
 import pytest
 
 from posepipe import storage, writers
@@ -14,16 +12,6 @@ from posepipe.retrying import StorageUnavailableError
 from posepipe.writers import LostRunError, Writer
 
 FOREVER = 3600.0
-
-
-@pytest.fixture(params=["path", "s3"])
-def run_uri(request, tmp_path):
-    """An empty folder."""
-    if request.param == "path":
-        return str(tmp_path / "run")
-    bucket = f"journal-{uuid.uuid4().hex[:12]}"
-    boto3.client("s3", endpoint_url=request.getfixturevalue("s3_endpoint")).create_bucket(Bucket=bucket)
-    return f"s3://{bucket}/run"
 
 
 def writer(run_uri, takeover_after=FOREVER, said=None):
