@@ -1,17 +1,18 @@
 """Decodes and crops pictures in a process of its own, so that one that kills the decoder is a row and not the end of a shard.
 
-The process is `python -m posepipe.decoding`. Pictures and crops lie in memory that both processes have open as files; JSON on a socket says
-what they are. Whatever a picture does to the process, nothing that comes back is executed. It ends when its parent does.
+The process is `python -m posepipe.decoding`. It is given a few pictures at a time, as a message for each costs both processes more.
+Pictures and crops lie in memory that both have open as files; JSON on a socket says what they are. Whatever a picture does to the process,
+nothing that comes back is executed. It ends when its parent does.
 """
 
 import contextlib
-import dataclasses
 import functools
 import json
 import math
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections import deque
@@ -29,8 +30,11 @@ TIMEOUT = 60.0
 START_TIMEOUT = 120.0
 STARTS = 5
 AHEAD = 2
+MOST, MOST_BYTES = 8, 2**22
+"""Pictures that are sent together, and bytes after which no other one is added."""
 _MAX_MESSAGE, _MAX_DETAIL = 2**16, 1000
-_KEPT = 2**23  # bytes that the memory of a picture stays large after it
+_KEPT = 2**23  # bytes that the memory of pictures stays large after them
+_PLACE = struct.Struct("<Q")  # before the pictures: which of them is being decoded
 Request = tuple[bytes, list["View"], int]
 
 
@@ -98,17 +102,17 @@ class Decoder:
         self._start()
 
     def decode_all(self, requests: Iterable[Request]) -> Iterator[Decoded]:
-        """`decode` for each (data, views, max_pixels), in order; the process has up to `AHEAD` more than the one it works on."""
-        waiting: deque[tuple[int, Request]] = deque()
+        """`decode` for each (data, views, max_pixels), in order; the process has up to `AHEAD` times `MOST` more than those it works on."""
+        waiting: deque[tuple[int, list[Request]]] = deque()
         is_whole = False
         try:
-            for number, request in enumerate(requests):
-                waiting.append((number % len(self._memory), request))
+            for number, together in enumerate(_cut(requests)):
+                waiting.append((self._memory[number % len(self._memory)], together))
                 self._send(*waiting[-1])
                 if len(waiting) == len(self._memory):
-                    yield self._next(waiting)
+                    yield from self._next(waiting)
             while waiting:
-                yield self._next(waiting)
+                yield from self._next(waiting)
             is_whole = True
         finally:
             if not is_whole:
@@ -121,20 +125,27 @@ class Decoder:
         for memory in self._memory:
             os.close(memory)
 
-    def _next(self, waiting: deque[tuple[int, Request]]) -> Decoded:
-        place, request = waiting.popleft()
-        found = self._receive(place, request)
+    def _next(self, waiting: deque[tuple[int, list[Request]]]) -> list[Decoded]:
+        memory, together = waiting.popleft()
+        found = self._receive(memory, together)
         if found is None:
+            suspect = _read_place(memory)
             self._restart()
-            self._send(place, request)
-            found = self._receive(place, request)
-            if found is None:
-                found = Decoded("decoder_crashed", self._restart())
+            found = [self._decode_alone(memory, request, 1 if place == suspect else 2) for place, request in enumerate(together)]
             for each in waiting:
                 self._send(*each)
-        if len(request[0]) > _KEPT:
-            os.ftruncate(self._memory[place], 0)
+        if sum(len(data) for data, _, _ in together) > _KEPT:
+            os.ftruncate(memory, 0)
         return found
+
+    def _decode_alone(self, memory: int, request: Request, num_tries: int) -> Decoded:
+        said = ""
+        for _ in range(num_tries):
+            self._send(memory, [request])
+            if found := self._receive(memory, [request]):
+                return found[0]
+            said = self._restart()
+        return Decoded("decoder_crashed", said)
 
     def _start(self) -> None:
         # Where this process finds its modules the new one has to find them too.
@@ -172,34 +183,38 @@ class Decoder:
         self._start()
         return said
 
-    def _send(self, place: int, request: Request) -> None:
-        data, views, max_pixels = request
-        _write(self._memory[place], [data])
-        message = {
-            "place": place,
-            "num_bytes": len(data),
-            "views": [dataclasses.astuple(view) for view in views],
-            "max_pixels": max_pixels,
-        }
+    def _send(self, memory: int, together: list[Request]) -> None:
+        _write(memory, 0, [_PLACE.pack(0), *(data for data, _, _ in together)])
+        pictures = [
+            (len(data), max_pixels, [(view.size, view.center, view.scale, view.shift) for view in views])
+            for data, views, max_pixels in together
+        ]
         # A process that is gone is noticed by who waits for its answer, and this is sent again.
         with contextlib.suppress(OSError):
-            _send_message(self._socket, message)
+            _send_message(self._socket, {"memory": self._memory.index(memory), "pictures": pictures})
 
-    def _receive(self, place: int, request: Request) -> Decoded | None:
+    def _receive(self, memory: int, together: list[Request]) -> list[Decoded] | None:
         """The next answer; None where the process died or hangs."""
-        answer = _receive_message(self._socket, TIMEOUT)
-        if answer is None:
-            return None
-        affines = [np.reshape(affine, (2, 3)) for affine in answer.pop("crop_to_image")]
-        crops, start = [], 0
-        for view in request[1] if affines else ():
-            count = 3 * math.prod(view.size)
-            pixels = os.pread(self._memory[place], count, start)
-            if len(pixels) < count:
+        place = _read_place(memory)
+        while (answer := _receive_message(self._socket, TIMEOUT)) is None:
+            # So long it takes where most of these pictures are large.
+            before, place = place, _read_place(memory)
+            if before == place:
                 return None
-            crops.append(np.frombuffer(pixels, np.uint8).reshape(view.size[1], view.size[0], 3))
-            start += count
-        return Decoded(**answer, crops=crops, crop_to_image=affines)
+        sizes = [sum(3 * math.prod(view.size) for view in views) for _, views, _ in together]
+        count = sum(size for size, each in zip(sizes, answer["found"], strict=True) if each["status"] == "ok")
+        pixels = os.pread(memory, count, _end(data for data, _, _ in together))
+        if len(pixels) < count:
+            return None
+        found, start = [], 0
+        for (_, views, _), each in zip(together, answer["found"], strict=True):
+            crops = []
+            for width, height in (view.size for view in views if each["status"] == "ok"):
+                crops.append(np.frombuffer(pixels, np.uint8, 3 * width * height, start).reshape(height, width, 3))
+                start += crops[-1].size
+            affines = [np.reshape(affine, (2, 3)) for affine in each.pop("crop_to_image")]
+            found.append(Decoded(**each, crops=crops, crop_to_image=affines))
+        return found
 
 
 @functools.cache
@@ -208,13 +223,35 @@ def shared_decoder() -> Decoder:
     return Decoder()
 
 
-def _write(file: int, parts: Iterable[bytes | NDArray[np.uint8]]) -> None:
-    start = 0
+def _cut(requests: Iterable[Request]) -> Iterator[list[Request]]:
+    """What is sent together."""
+    together: list[Request] = []
+    for request in requests:
+        together.append(request)
+        if len(together) == MOST or sum(len(data) for data, _, _ in together) >= MOST_BYTES:
+            yield together
+            together = []
+    if together:
+        yield together
+
+
+def _read_place(memory: int) -> int:
+    return _PLACE.unpack(os.pread(memory, _PLACE.size, 0))[0]
+
+
+def _end(pictures: Iterable[bytes]) -> int:
+    """Where in the memory the crops begin."""
+    return _PLACE.size + sum(map(len, pictures))
+
+
+def _write(memory: int, start: int, parts: Iterable[bytes | NDArray[np.uint8]]) -> int:
+    """Returns where it ends."""
     for part in parts:
         view = memoryview(part).cast("B")  # type: ignore[arg-type]
         while view:
-            count = os.pwrite(file, view, start)
+            count = os.pwrite(memory, view, start)
             view, start = view[count:], start + count
+    return start
 
 
 def _send_message(to: socket.socket, message: dict[str, Any]) -> None:
@@ -232,33 +269,40 @@ def _receive_message(source: socket.socket, timeout: float | None) -> dict[str, 
 
 def main() -> None:
     """Says hello on the socket that the command line names, and answers requests until it ends; the files that follow hold pictures."""
-    parent, *memory = socket.socket(fileno=int(sys.argv[1])), *map(int, sys.argv[2:])
+    parent, *memories = socket.socket(fileno=int(sys.argv[1])), *map(int, sys.argv[2:])
     _send_message(parent, {})
     while (request := _receive_message(parent, None)) is not None:
-        # A parent that was killed cannot end a picture that hangs.
-        signal.alarm(int(TIMEOUT) + 5)
-        file = memory[request["place"]]
-        try:
-            views = [View((width, height), *rest) for (width, height), *rest in request["views"]]
-            found = decode(_read(file, request["num_bytes"]), views, request["max_pixels"])
-        except Exception as error:  # What nobody foresaw is a fact about this picture; the row carries it.
-            found = Decoded("corrupt", f"{type(error).__name__}: {error}")
-        _write(file, found.crops)
+        memory = memories[request["memory"]]
+        start = _PLACE.size
+        end = start + sum(num_bytes for num_bytes, *_ in request["pictures"])
+        answers = []
+        for place, (num_bytes, max_pixels, views) in enumerate(request["pictures"]):
+            # A parent that was killed cannot end a picture that hangs.
+            signal.alarm(int(TIMEOUT) + 5)
+            os.pwrite(memory, _PLACE.pack(place), 0)
+            try:
+                data = _read(memory, num_bytes, start)
+                found = decode(data, [View((width, height), *rest) for (width, height), *rest in views], max_pixels)
+            except Exception as error:  # What nobody foresaw is a fact about this picture; the row carries it.
+                found = Decoded("corrupt", f"{type(error).__name__}: {error}")
+            start += num_bytes
+            end = _write(memory, end, found.crops)
+            answer = {name: getattr(found, name) for name in ("status", "width", "height")}
+            answer["crop_to_image"] = [affine.ravel().tolist() for affine in found.crop_to_image]
+            answers.append(answer | {"detail": found.detail[:_MAX_DETAIL]})
         signal.alarm(0)
-        answer = {name: getattr(found, name) for name in ("status", "detail", "width", "height")}
-        answer["crop_to_image"] = [affine.ravel().tolist() for affine in found.crop_to_image]
         try:
-            _send_message(parent, answer | {"detail": found.detail[:_MAX_DETAIL]})
+            _send_message(parent, {"found": answers})
         except OSError:  # the parent is gone
             return
 
 
-def _read(file: int, count: int) -> bytes:
+def _read(memory: int, count: int, start: int) -> bytes:
     """One call reads at most 2 GiB."""
-    parts, start = [], 0
-    while start < count and (part := os.pread(file, count - start, start)):
+    parts = []
+    while count and (part := os.pread(memory, count, start)):
         parts.append(part)
-        start += len(part)
+        start, count = start + len(part), count - len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

@@ -47,6 +47,8 @@ if "posepipe.decoding" in sys.orig_argv:
             raise ZeroDivisionError("long " * 100_000)
         if b"HANG" in data:
             signal.pause()
+        if b"SLOW" in data:
+            time.sleep(1.2)
         if b"PRINT" in data:
             print("a library says hello")
             os.write(1, b"and so does its C code")
@@ -166,6 +168,7 @@ def test_big_answers_and_big_pictures_do_not_block_one_another(decoder):
 def test_memory_of_big_pictures_is_given_back(decoder, monkeypatch):
     small, big = picture(1), encode(Image.effect_noise((600, 600), 90), "PNG")
     monkeypatch.setattr(decoding, "_KEPT", len(small))
+    monkeypatch.setattr(decoding, "MOST", 1)
     assert [each.status for each in decoder.decode_all(requests(big, small, big))] == ["ok"] * 3
     assert [os.fstat(memory).st_size > 0 for memory in decoder._memory] == [False, True, False]
 
@@ -174,14 +177,22 @@ def test_pictures_are_taken_as_they_are_needed(decoder):
     taken = []
 
     def some():
-        for request in requests(*[picture(grey) for grey in range(10)]):
+        for request in requests(*[picture(grey) for grey in range(50)]):
             taken.append(request)
             yield request
 
     found = decoder.decode_all(some())
     assert greys([next(found)]) == [0]
-    assert len(taken) == 1 + decoding.AHEAD
-    assert greys(found) == list(range(1, 10))
+    assert len(taken) == decoding.MOST * (1 + decoding.AHEAD)
+    assert greys(found) == list(range(1, 50))
+
+
+def test_big_pictures_are_sent_alone(decoder, monkeypatch):
+    pictures = [picture(grey) for grey in range(20)]
+    pictures[2] = encode(Image.effect_noise((600, 600), 90), "PNG")
+    monkeypatch.setattr(decoding, "MOST_BYTES", len(pictures[2]))
+    assert [len(together) for together in decoding._cut(requests(*pictures))] == [3, 8, 8, 1]
+    assert greys(decoder.decode_all(requests(*pictures)))[3:] == list(range(3, 20))
 
 
 def test_who_stops_in_the_middle_leaves_no_answers_to_the_next(decoder):
@@ -226,6 +237,13 @@ def test_a_process_that_something_else_kills_blames_nobody(customized):
     assert greys(customized.decode_all(requests(*[picture(grey, b"ONCE" if grey == 3 else b"") for grey in range(6)]))) == list(range(6))
 
 
+def test_who_was_sent_beside_a_picture_that_kills_is_not_suspected_for_that(customized):
+    # 5 is in the process when 2 kills it, and dies by something else when it is sent again.
+    marks = {2: b"CRASH", 5: b"ONCE"}
+    found = customized.decode_all(requests(*[picture(grey, marks.get(grey, b"")) for grey in range(7)]))
+    assert greys(found) == [0, 1, "decoder_crashed", 3, 4, 5, 6]
+
+
 def test_a_process_that_is_killed_between_two_shards_blames_nobody(decoder):
     assert greys(decoder.decode_all(requests(picture(1)))) == [1]
     os.kill(decoder._process.pid, signal.SIGKILL)
@@ -234,10 +252,18 @@ def test_a_process_that_is_killed_between_two_shards_blames_nobody(decoder):
 
 def test_a_picture_that_hangs_is_found_after_a_while(customized, monkeypatch):
     assert greys(customized.decode_all(requests(picture(0)))) == [0], "it has started"
-    monkeypatch.setattr(decoding, "TIMEOUT", 8.0)  # each start of the process is within it
+    monkeypatch.setattr(decoding, "TIMEOUT", 6.0)  # each start of the process is within it
     found = list(customized.decode_all(requests(picture(1), picture(2, b"HANG"), picture(3), picture(4))))
     assert greys(found) == [1, "decoder_crashed", 3, 4]
-    assert found[1].detail == "no answer in 8 s"
+    assert found[1].detail == "no answer in 6 s"
+
+
+def test_pictures_that_take_long_together_are_not_taken_for_one_that_hangs(customized, monkeypatch):
+    assert greys(customized.decode_all(requests(picture(0)))) == [0], "it has started"
+    monkeypatch.setattr(decoding, "TIMEOUT", 3.0)
+    pid = customized._process.pid
+    assert greys(customized.decode_all(requests(*[picture(grey, b"SLOW") for grey in range(4)]))) == [0, 1, 2, 3]
+    assert customized._process.pid == pid
 
 
 def test_an_exception_that_nobody_foresaw_is_a_row_too(customized):
