@@ -209,7 +209,7 @@ class Network:
 
     def __init__(self, config: BenchmarkConfig, checkpoint_uri: str) -> None:
         checkpoint = model_file.read_checkpoint(checkpoint_uri)
-        batch = planning.BATCH_ON_GPU if config.use_gpu else planning.BATCH_ON_CPU
+        batch = planning.suitable_batch_size(config.use_gpu, [checkpoint.size])
         ensemble = Ensemble([checkpoint], [checkpoint.size], batch, 1, config.use_gpu, False, (1.0,), config.precision)
         [self._model] = ensemble.models
         crops = np.random.default_rng(0).integers(0, 256, (batch, config.size, config.size, 3), dtype=np.uint8)

@@ -321,7 +321,7 @@ class ScoreConfig:
     sample_fraction: float = 1.0
     """Only this share of the inputs, the same one every time."""
     batch_size: int = 0
-    """Crops per forward pass; 0: 64 on a GPU, 32 on CPUs."""
+    """Crops per forward pass; 0: 32 on CPUs, on a GPU 64, or up to 256 of crops below 256 px."""
     shard_size: int = 256
     """Pictures per task and output file: what is done again after a crash."""
     flip_test: bool = False

@@ -1,6 +1,8 @@
 """What a scoring run has to do, before it starts: models that go together, inputs cut into shards, a cluster that holds it."""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,11 @@ READER_CPUS = 0.4
 # No actor shares the cores then. Ray Data looks for ended tasks ten times a second: two readers per core keep it busy meanwhile, and each
 # further one is a process to start and to keep.
 READER_CPUS_BESIDE_GPU = 0.5
-BATCH_ON_GPU, BATCH_ON_CPU = 64, 32
+# There an actor's one core has to launch all that the GPU computes, while more decoders than cores want to run.
+READER_NICENESS_BESIDE_GPU = 10
+BATCH_ON_CPU = 32
+# A GPU is through with a batch of small crops before its next kernel has been launched.
+BATCH_ON_GPU, LARGEST_ON_GPU, PIXELS_ON_GPU = 64, 256, 2**22
 CPUS_PER_ACTOR = 2  # Most of an actor's memory are libraries, which its cores share.
 SHARDS_PER_ACTOR = 4  # for so many it pays to start one
 # Of runs from before there was another value.
@@ -177,9 +183,16 @@ def _text(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def choose_batch_size(config: ScoreConfig) -> int:
-    """What was asked for, or what suits the device."""
-    return config.batch_size or (BATCH_ON_GPU if config.use_gpu else BATCH_ON_CPU)
+def choose_batch_size(config: ScoreConfig, sizes: Sequence[tuple[int, int]]) -> int:
+    """What was asked for, or what suits the device and crops of these sizes."""
+    return config.batch_size or suitable_batch_size(config.use_gpu, sizes)
+
+
+def suitable_batch_size(use_gpu: bool, sizes: Sequence[tuple[int, int]]) -> int:
+    """Crops per forward pass on a GPU, or on CPUs; the largest of `sizes` (width, height, px) counts."""
+    if not use_gpu:
+        return BATCH_ON_CPU
+    return max(BATCH_ON_GPU, min(LARGEST_ON_GPU, PIXELS_ON_GPU // max(map(math.prod, sizes))))
 
 
 def reader_cpus(config: ScoreConfig) -> float:

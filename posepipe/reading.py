@@ -14,6 +14,7 @@ import numpy as np
 from posepipe import fetching, geometry, images, inputs, journal, samples, storage
 from posepipe.decoding import Decoded, View, shared_decoder
 
+_OWN_NICENESS = os.getpriority(os.PRIO_PROCESS, 0)
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 # Of SAMPLE; samples of older versions have no activity.
@@ -35,6 +36,7 @@ class ShardReader:
         sizes: widths and heights of crops, px, each once.
         max_bytes: of an encoded picture.
         max_pixels: of a decoded picture.
+        niceness: how much nicer than actors the processes are that read and decode.
     """
 
     run_uri: str
@@ -44,10 +46,11 @@ class ShardReader:
     sizes: tuple[tuple[int, int], ...]
     max_bytes: int
     max_pixels: int
+    niceness: int = 0
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         shard = row["shard"]
-        _let_networks_work()
+        _let_networks_work(self.niceness)
         _keep_buffers()
         # Ray repeats a task whose result it lost, also where an actor had committed it.
         done = row.get("done") or json.dumps(journal.read_done(self.done_uri, shard))
@@ -149,10 +152,15 @@ class ShardReader:
         return {"known": known, "crop_to_image": labels["crop_to_image"][None], "labels": labels}, pixels
 
 
-def _let_networks_work() -> None:
-    """From here on, this thread and the decoder that it starts no longer interrupt an actor of the same cores whenever they wake up."""
+def _let_networks_work(niceness: int) -> None:
+    """From here on, this thread and the decoder that it starts no longer interrupt an actor of the same cores whenever they wake up.
+
+    Nicer ones also leave it as much of a core as it wants.
+    """
     with contextlib.suppress(OSError):  # not every sandbox knows it
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, _OWN_NICENESS + niceness)
 
 
 def _keep_buffers() -> None:

@@ -165,9 +165,18 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
     crops = max(plan.counts) * 3 * max(sum(map(math.prod, plan.sizes)), math.prod(plan.first_stage.size) if plan.first_stage else 0)
     limit = store_limit(config, num_actors, crops)
     dataset.context.execution_options.resource_limits = ExecutionResources(object_store_memory=limit)
-    reader = ShardReader(run_uri, tuple(plan.files), done_uri, plan.models[0].framing, plan.sizes, config.max_bytes, config.max_pixels)
+    reader = ShardReader(
+        run_uri=run_uri,
+        files=tuple(plan.files),
+        done_uri=done_uri,
+        framing=plan.models[0].framing,
+        sizes=plan.sizes,
+        max_bytes=config.max_bytes,
+        max_pixels=config.max_pixels,
+        niceness=planning.READER_NICENESS_BESIDE_GPU if config.use_gpu else 0,
+    )
     shared: dict[str, Any] = {
-        "batch_size": planning.choose_batch_size(config),
+        "batch_size": planning.choose_batch_size(config, [*plan.sizes, *([plan.first_stage.size] if plan.first_stage else [])]),
         "num_threads": planning.choose_cpus_per_actor(config),
         "use_gpu": config.use_gpu,
         "flip_test": config.flip_test,

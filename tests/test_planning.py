@@ -397,9 +397,20 @@ def test_actors_with_gpus_leave_a_cpu_to_read(monkeypatch):
     require_cluster(config("a", images_uri="x", use_gpu=True, num_actors=num_actors), None)
 
 
-@pytest.mark.parametrize(("values", "expected"), [({}, 32), ({"use_gpu": True}, 64), ({"use_gpu": True, "batch_size": 7}, 7)])
-def test_a_batch_is_what_was_asked_for_or_what_suits_the_device(values, expected):
-    assert planning.choose_batch_size(config("a", images_uri="x", **values)) == expected
+@pytest.mark.parametrize(
+    ("values", "sizes", "expected"),
+    [
+        ({}, [(128, 128)], 32),
+        ({"use_gpu": True}, [(128, 128)], 256),
+        ({"use_gpu": True}, [(64, 64)], 256),
+        ({"use_gpu": True}, [(192, 256)], 85),
+        ({"use_gpu": True}, [(384, 384)], 64),
+        ({"use_gpu": True}, [(128, 128), (256, 256)], 64),
+        ({"use_gpu": True, "batch_size": 7}, [(128, 128)], 7),
+    ],
+)
+def test_a_batch_is_what_was_asked_for_or_what_suits_the_device_and_the_crops(values, sizes, expected):
+    assert planning.choose_batch_size(config("a", images_uri="x", **values), sizes) == expected
 
 
 def test_beside_gpus_more_shards_are_read_at_a_time_than_there_are_cores(monkeypatch):

@@ -54,8 +54,9 @@ def shard(tmp_path):
     return write_and_read
 
 
-def reader(tmp_path, framing="image", sizes=SIZES, files=(), max_bytes=2**20, max_pixels=10**6):
-    return ShardReader(str(tmp_path / "run"), tuple(files), str(tmp_path / "run" / "done" / "x"), framing, sizes, max_bytes, max_pixels)
+def reader(tmp_path, framing="image", sizes=SIZES, files=(), max_bytes=2**20, max_pixels=10**6, niceness=0):
+    run_uri = str(tmp_path / "run")
+    return ShardReader(run_uri, tuple(files), f"{run_uri}/done/x", framing, sizes, max_bytes, max_pixels, niceness)
 
 
 def split(row, sizes):
@@ -132,21 +133,25 @@ class InProcess:
         return [decode(*request) for request in requests]
 
 
-def test_reading_and_decoding_do_not_interrupt_networks_on_the_same_cores(shard, monkeypatch):
-    policies = []
+@pytest.mark.parametrize("niceness", [0, 3])
+def test_reading_and_decoding_do_not_interrupt_networks_on_the_same_cores(shard, monkeypatch, niceness):
+    policies, priorities = [], []
 
     def start_decoder():
         decoders.append(Decoder())
         policies.append((os.sched_getscheduler(0), os.sched_getscheduler(decoders[-1]._process.pid)))
+        priorities.extend(os.getpriority(os.PRIO_PROCESS, process) for process in (0, decoders[-1]._process.pid))
         return decoders[-1]
 
     decoders = []
     monkeypatch.setattr(reading, "shared_decoder", start_decoder)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
     with ThreadPoolExecutor(1) as pool:  # the tests' own thread stays as it is
-        rows, _, _ = pool.submit(shard, {"good.png": GOOD}).result()
+        rows, _, _ = pool.submit(shard, {"good.png": GOOD}, niceness=niceness).result()
     decoders[0].close()
     assert [row["status"] for row in rows] == ["ok"]
     assert policies == [(os.SCHED_BATCH, os.SCHED_BATCH)]
+    assert priorities == [own + niceness] * 2
 
 
 _FAULTS = """
