@@ -47,7 +47,7 @@ STATUSES = {
     "unsupported": "an image, but of a kind that has no 8-bit colours or cannot be framed",
     "too_large": "over the limit of pixels or bytes",
     "decoder_crashed": "the decoder's process died of it, twice, or did not come back",
-    "no_person": "the first stage found no person to frame",
+    "no_person": "nobody to frame: no person is given or found, or one beside the picture",
 }
 
 
@@ -128,7 +128,7 @@ def crop(
         (height, width, 3) uint8 RGB; black where the frame leaves the picture.
 
     Raises:
-        ImageError: truncated, corrupt, unsupported.
+        ImageError: truncated, corrupt, unsupported; no_person where the frame lies beside the picture.
     """
     # Plain numbers: arrays of two would take as long as the encoding of the crop.
     (x_by_x, x_by_y, x_offset), (y_by_x, y_by_y, y_offset) = np.asarray(crop_to_image, np.float64).tolist()
@@ -141,6 +141,11 @@ def crop(
         sorted((offset + 0.5 - 0.5 * step, offset + 0.5 + (count - 0.5) * step))
         for step, offset, count in zip(steps, (x_offset, y_offset), stored_size, strict=True)
     ]
+    sides = (header.width, header.height)
+    if any(high <= 0 or low >= side for (low, high), side in zip(edges, sides, strict=True)):
+        (left, right), (top, bottom) = edges
+        frame = f"x from {left:.0f} to {right:.0f} and y from {top:.0f} to {bottom:.0f}"
+        raise ImageError("no_person", f"a frame of {frame} lies beside the picture of {header.width} x {header.height} px")
     pixels = decode(data, header, [count / (high - low) for count, (low, high) in zip(stored_size, edges, strict=True)], decoded)
     # libjpeg scales by whole eighths and rounds the size up: the ratio of the sizes would stretch the picture by up to a pixel.
     scales = 8 * pixels.shape[1] // header.width / 8, 8 * pixels.shape[0] // header.height / 8

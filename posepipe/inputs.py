@@ -23,6 +23,9 @@ INPUTS_FOLDER = "inputs"
 MANIFEST_FORMATS = (".parquet", ".csv", ".txt")
 SHARDS_PER_FILE = 64
 _CHUNK = 10_000
+_LARGE_CHUNK = 1_000_000
+# Arrow cannot sort or join strings of 2 GiB in all with 32-bit offsets: some 25 million URIs.
+_URI = pa.large_string()
 
 INPUT = pa.schema(
     [
@@ -66,7 +69,10 @@ def read_inputs(images_uri: str, *, limit: int = 0, sample_fraction: float = 1.0
             raise ValueError(f"--sample-fraction {sample_fraction} leaves none of the inputs of {images_uri}")
     if limit:
         table = table.slice(0, limit)
-    return table.select(INPUT.names).cast(INPUT)
+    table = table.select(INPUT.names)
+    starts = range(0, table.num_rows, _LARGE_CHUNK)
+    # `take` copies: what is cut out of a longer column keeps its 64-bit offsets, which do not fit.
+    return pa.concat_tables(table.take(np.arange(start, min(start + _LARGE_CHUNK, table.num_rows))).cast(INPUT) for start in starts)
 
 
 def _list_prefix(images_uri: str, without: str) -> pa.Table:
@@ -74,11 +80,11 @@ def _list_prefix(images_uri: str, without: str) -> pa.Table:
     for chunk in _chunks(storage.list_sizes(images_uri)):
         uris, sizes = zip(*chunk, strict=True)
         try:
-            parts.append(pa.table({"uri": pa.array(uris, pa.string()), "size": pa.array(sizes, pa.int64())}))
+            parts.append(pa.table({"uri": pa.array(uris, _URI), "size": pa.array(sizes, pa.int64())}))
         except UnicodeEncodeError as error:
             raise ValueError(f"a file name that is not UTF-8 cannot be an input: {os.fsencode(error.object)!r}; rename it") from error
     if not parts:
-        return pa.table({"uri": pa.array([], pa.string())})
+        return pa.table({"uri": pa.array([], _URI)})
     table = pa.concat_tables(parts)
     results = storage.spell_below(without, images_uri) if without else None
     if results == storage.spell_below(images_uri, images_uri):
@@ -116,7 +122,7 @@ def _read_manifest(manifest_uri: str) -> pa.Table:
     if "uri" not in table.column_names:
         raise ValueError(f"the manifest {manifest_uri} needs a column uri, it has {', '.join(table.column_names)}")
     try:
-        kept = {name: pa.string() if name == "uri" else pa.float64() for name in table.column_names if name in ("uri", *_CENTER, *_BOX)}
+        kept = {name: _URI if name == "uri" else pa.float64() for name in table.column_names if name in ("uri", *_CENTER, *_BOX)}
         table = pa.table({name: table[name].cast(kind) for name, kind in kept.items()})
     except (pa.ArrowException, KeyError) as error:
         raise ValueError(f"the manifest {manifest_uri} has values of the wrong kind: {error}") from error
@@ -136,17 +142,18 @@ def _parse_manifest(manifest_uri: str, data: bytes) -> pa.Table:
         file = pq.ParquetFile(pa.BufferReader(data))
         return file.read(columns=[name for name in file.schema_arrow.names if name in ("uri", *_CENTER, *_BOX)])
     if manifest_uri.lower().endswith(".csv"):
-        options = pyarrow.csv.ConvertOptions(column_types={"uri": pa.string()}, strings_can_be_null=True)
+        options = pyarrow.csv.ConvertOptions(column_types={"uri": _URI}, strings_can_be_null=True)
         return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
     lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
-    return pa.table({"uri": pa.array([line for line in lines if line], pa.string())})
+    return pa.table({"uri": pa.array([line for line in lines if line], _URI)})
 
 
 def _absolute(uris: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
     is_absolute = pc.or_(pc.match_substring(uris, "://"), pc.starts_with(uris, "/"))
     if pc.all(is_absolute).as_py():
         return uris
-    return pc.if_else(is_absolute, uris, pc.binary_join_element_wise(folder or os.getcwd(), uris, "/"))
+    joined = pc.binary_join_element_wise(pa.scalar(folder or os.getcwd(), _URI), uris, pa.scalar("/", _URI))
+    return pc.if_else(is_absolute, uris, joined)
 
 
 def _complete(table: pa.Table, source: str = "") -> pa.Table:
@@ -192,10 +199,10 @@ def _sample_ids(uris: pa.ChunkedArray) -> pa.ChunkedArray:
     places = np.arange(len(flat))
     starts = np.maximum.accumulate(np.where(is_repeated, 0, places))
     is_several = is_repeated | np.r_[is_repeated[1:], False]
-    numbers = pa.array(places - starts).cast(pa.string())
+    numbers = pa.array(places - starts).cast(_URI)
     mark = "#"
     while True:
-        ids = pc.if_else(pa.array(is_several), pc.binary_join_element_wise(flat, numbers, mark), flat)
+        ids = pc.if_else(pa.array(is_several), pc.binary_join_element_wise(flat, numbers, pa.scalar(mark, _URI)), flat)
         # A picture may really be called a.jpg#0.
         if pc.count_distinct(ids).as_py() == len(ids):
             return pa.chunked_array([ids])

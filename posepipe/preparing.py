@@ -10,6 +10,7 @@ import pyarrow as pa
 from posepipe import cluster, cutting, images, mpii, samples, storage
 from posepipe.config import PrepareConfig
 from posepipe.progress import Progress
+from posepipe.writers import Writer
 
 PERSONS_FILE = "persons.parquet"
 
@@ -29,17 +30,26 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         The manifest.
 
     Raises:
-        ValueError: no annotations, samples of other settings in the same place, no CPU, or nothing that could be used.
+        ValueError: no annotations, samples of other settings in the same place, somebody else who writes there, no CPU, or nothing that
+            could be used.
+        LostRunError: another process has taken the folder over while this one gave no sign of life.
     """
-    mpii_uri, samples_uri = storage.resolve_uri(config.mpii_uri), storage.resolve_uri(config.samples_uri)
+    samples_uri = storage.resolve_uri(config.samples_uri)
     cluster.require("preparing samples", [cluster.Need("task", 1, 1)], hint="start Ray with CPUs, or a node that has some")
-    annotations = mpii.read_annotation_file(mpii_uri)
+    annotations = mpii.read_annotation_file(storage.resolve_uri(config.mpii_uri))
+    with Writer(samples_uri) as writer:
+        return _prepare(config, samples_uri, annotations, writer)
+
+
+def _prepare(config: PrepareConfig, samples_uri: str, annotations: bytes, writer: Writer) -> dict[str, Any]:
+    mpii_uri = storage.resolve_uri(config.mpii_uri)
     settings = _settings(config, storage.sha256(annotations))
     _require_same(samples_uri, settings, config.overwrite)
     persons = _persons(annotations, mpii_uri, samples_uri, settings["annotations_sha256"])
     persons = _assign_splits(mpii.select_people(persons, config.people), config)
     if not persons.num_rows:
         raise ValueError(f"{mpii_uri} has no annotated or located people for --people {config.people}")
+    writer.check(is_fresh=True)
     _claim_folder(samples_uri)
     shards = _cut_shards(persons, config.shard_size)
     images_uri = storage.join_uri(mpii_uri, mpii.IMAGES_FOLDER)
@@ -55,6 +65,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             files += result["files"]
             errors += result["errors"]
             progress.update(result["num_images"])
+            writer.check()
     errors.sort(key=lambda row: (row["image"], row["person_index"]))
     storage.write_table(storage.join_uri(samples_uri, samples.ERRORS_FILE), pa.Table.from_pylist(errors, samples.ERROR))
     rows = {split: sum(item["rows"] for item in files if item["split"] == split) for split in ("train", "val", "test")}
@@ -70,6 +81,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         "rows": rows,
         "errors": counts,
     }
+    writer.check(is_fresh=True)
     storage.write_json(storage.join_uri(samples_uri, storage.MANIFEST), manifest)
     return manifest
 

@@ -34,7 +34,7 @@ class Writer:
     """The right to write one folder. Use as a context manager; while it is held, a thread shows that this process lives.
 
     Args:
-        uri: the folder, of a run or a sweep.
+        uri: the folder, of samples, a run or a sweep.
         takeover_after: seconds without a sign of life after which the writer before counts as dead.
         say: prints a line for people.
 

@@ -181,6 +181,16 @@ def test_several_rows_of_a_picture_keep_their_order_and_are_told_apart(manifest)
     assert names_of(table) == ["a", "a", "b", "b", "b", "c"]
 
 
+def test_lists_of_more_text_than_one_array_of_strings_holds_are_kept_in_several(manifest, monkeypatch):
+    lines = "\n".join(f"s3://bucket/{name}.jpg" for name in "gaeccbdf")
+    whole = manifest(lines, "txt")
+    monkeypatch.setattr(inputs, "_LARGE_CHUNK", 3)
+    cut = manifest(lines, "txt")
+    assert [len(chunk) for chunk in cut["uri"].chunks] == [3, 3, 2]
+    assert cut.equals(whole)
+    assert cut.schema == inputs.INPUT
+
+
 def test_a_byte_order_mark_is_no_part_of_a_uri(manifest):
     assert manifest("\ufeffs3://b/1.jpg\ns3://b/2.jpg", "txt")["uri"].to_pylist() == ["s3://b/1.jpg", "s3://b/2.jpg"]
 

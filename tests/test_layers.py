@@ -78,7 +78,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "report_people": ({"scores", "overlays", "cases", "comparing", "html_page", "material", "runs"}, False, False),
     "report_page": ({"predictions", "results", "html_page", "material", "report_scores", "report_people"}, False, False),
     "cutting": ({"fetching", "images", "samples", "storage"}, False, False),
-    "preparing": (MATHS | {"mpii", "config", "samples", "cluster", "cutting", "progress"}, False, True),
+    "preparing": (MATHS | {"mpii", "config", "samples", "cluster", "cutting", "progress", "writers"}, False, True),
     "global_batch": ({"batches"}, True, False),
     "sample_cache": ({"images", "samples"}, True, False),
     "checkpoints": ({"model_file", "models", "optimizers", "runs", "snapshots", "storage"}, True, True),

@@ -4,13 +4,15 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from posepipe import geometry, images, mpii, preparing, samples, storage, synthetic
+from posepipe import geometry, images, mpii, preparing, samples, storage, synthetic, writers
 from posepipe.config import PrepareConfig
+from posepipe.writers import Writer
 
 
 def config(mpii_uri: str, samples_uri: str | Path, **changes: object) -> PrepareConfig:
@@ -109,6 +111,28 @@ def test_nothing_usable_is_an_error(ray_session: None, synthetic_mpii: str, tmp_
         preparing.prepare(config(str(empty), tmp_path / "samples"))
     with pytest.raises(ValueError, match="no complete samples"):
         samples.read_manifest(str(tmp_path / "samples"))
+
+
+def test_samples_that_another_process_writes_are_left_to_it(ray_session: None, synthetic_mpii: str, tmp_path: Path) -> None:
+    with Writer(str(tmp_path), 0.6), pytest.raises(ValueError, match=r"process \d+ is writing .*; wait for it, or stop it"):
+        preparing.prepare(config(synthetic_mpii, tmp_path))
+    assert not (tmp_path / preparing.PERSONS_FILE).exists()
+
+
+def test_who_was_taken_over_touches_nothing(
+    ray_session: None, synthetic_mpii: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse = mpii.parse_annotations
+
+    def take_over(*arguments: Any) -> Any:
+        storage.write_json(f"{tmp_path}/{writers.FOLDER}/000002.json", {})
+        return parse(*arguments)
+
+    monkeypatch.setattr(mpii, "parse_annotations", take_over)
+    (tmp_path / storage.MANIFEST).write_text("{}")
+    with pytest.raises(writers.LostRunError, match="was taken over by another writer"):
+        preparing.prepare(config(synthetic_mpii, tmp_path, overwrite=True))
+    assert (tmp_path / storage.MANIFEST).read_text() == "{}", "the other one's files are not touched"
 
 
 @pytest.mark.parametrize("kind", ["text", "json"])

@@ -256,6 +256,14 @@ def test_people_are_framed_by_their_centre_and_scale_or_box(shard):
             np.testing.assert_array_equal(crops[size][place], expected_crop(GOOD, affine, size))
 
 
+def test_a_person_beside_the_picture_is_nobody(shard):
+    # In shares of the picture's size, say, or of another picture.
+    rows, _, _ = shard({"a.png": GOOD}, f"uri,x1,y1,x2,y2\na.png,{WIDTH + 90},10,{WIDTH + 130},50\na.png,0,0,40,40\n", framing="person")
+    assert [row["status"] for row in rows] == ["no_person", "ok"]
+    assert "lies beside the picture" in rows[0]["detail"]
+    assert (rows[0]["person_from"], rows[0]["width"], rows[0]["height"]) == ("box", WIDTH, HEIGHT)
+
+
 def test_whole_pictures_need_no_people_and_do_not_say_whose_they_are(shard):
     rows, _, _ = shard({"a.png": GOOD}, "uri,center_x,center_y,scale\na.png,70,50,0.2\na.png,,,\n")
     assert [(row["status"], row["person_from"]) for row in rows] == [("ok", None)] * 2
