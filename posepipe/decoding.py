@@ -134,7 +134,7 @@ class Decoder:
             found = [self._decode_alone(memory, request, 1 if place == suspect else 2) for place, request in enumerate(together)]
             for each in waiting:
                 self._send(*each)
-        if sum(len(data) for data, _, _ in together) > _KEPT:
+        if os.fstat(memory).st_size > _KEPT:
             os.ftruncate(memory, 0)
         return found
 
@@ -158,8 +158,9 @@ class Decoder:
                 command = [sys.executable, "-m", "posepipe.decoding", *map(str, files)]
                 # A socket of its own: whatever prints must not get between the answers.
                 self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, env=environment, pass_fds=files)
-            if _receive_message(self._socket, START_TIMEOUT) is not None:
-                return
+            with contextlib.suppress(TimeoutError):
+                if _receive_message(self._socket, START_TIMEOUT) is not None:
+                    return
             said = self._stop()
             # Whom something else killed, for want of memory say, may come up the next time; who ends on its own will not.
             if is_last or not said.startswith("killed"):
@@ -195,12 +196,15 @@ class Decoder:
 
     def _receive(self, memory: int, together: list[Request]) -> list[Decoded] | None:
         """The next answer; None where the process died or hangs."""
-        place = _read_place(memory)
-        while (answer := _receive_message(self._socket, TIMEOUT)) is None:
+        place, answer = _read_place(memory), None
+        try:
+            answer = _receive_message(self._socket, TIMEOUT)
+        except TimeoutError:
             # So long it takes where most of these pictures are large.
-            before, place = place, _read_place(memory)
-            if before == place:
-                return None
+            if _read_place(memory) != place:
+                return self._receive(memory, together)
+        if answer is None:
+            return None
         sizes = [sum(3 * math.prod(view.size) for view in views) for _, views, _ in together]
         count = sum(size for size, each in zip(sizes, answer["found"], strict=True) if each["status"] == "ok")
         pixels = os.pread(memory, count, _end(data for data, _, _ in together))
@@ -255,14 +259,18 @@ def _write(memory: int, start: int, parts: Iterable[bytes | NDArray[np.uint8]]) 
 
 
 def _send_message(to: socket.socket, message: dict[str, Any]) -> None:
-    to.send(json.dumps(message).encode())
+    to.send(json.dumps(message, ensure_ascii=False).encode(errors="replace"))
 
 
 def _receive_message(source: socket.socket, timeout: float | None) -> dict[str, Any] | None:
-    """None where the other side is gone, after so many seconds, or where it cannot be a message."""
+    """None where the other side is gone, or where it cannot be a message; TimeoutError after so many seconds."""
     source.settimeout(timeout)
-    with contextlib.suppress(OSError, ValueError):
-        if message := source.recv(_MAX_MESSAGE):
+    with contextlib.suppress(ConnectionError, ValueError):
+        try:
+            message = source.recv(_MAX_MESSAGE)
+        except ConnectionResetError:  # It died with a message of ours unread; what it had answered before is still there.
+            message = source.recv(_MAX_MESSAGE)
+        if message:
             return json.loads(message)
     return None
 

@@ -130,6 +130,7 @@ def crop(
     Raises:
         ImageError: truncated, corrupt, unsupported; no_person where the frame lies beside the picture.
     """
+    require_overlap(header, crop_to_image, size)
     # Plain numbers: arrays of two would take as long as the encoding of the crop.
     (x_by_x, x_by_y, x_offset), (y_by_x, y_by_y, y_offset) = np.asarray(crop_to_image, np.float64).tolist()
     is_turned = abs(x_by_y) > abs(x_by_x)
@@ -141,11 +142,6 @@ def crop(
         sorted((offset + 0.5 - 0.5 * step, offset + 0.5 + (count - 0.5) * step))
         for step, offset, count in zip(steps, (x_offset, y_offset), stored_size, strict=True)
     ]
-    sides = (header.width, header.height)
-    if any(high <= 0 or low >= side for (low, high), side in zip(edges, sides, strict=True)):
-        (left, right), (top, bottom) = edges
-        frame = f"x from {left:.0f} to {right:.0f} and y from {top:.0f} to {bottom:.0f}"
-        raise ImageError("no_person", f"a frame of {frame} lies beside the picture of {header.width} x {header.height} px")
     pixels = decode(data, header, [count / (high - low) for count, (low, high) in zip(stored_size, edges, strict=True)], decoded)
     # libjpeg scales by whole eighths and rounds the size up: the ratio of the sizes would stretch the picture by up to a pixel.
     scales = 8 * pixels.shape[1] // header.width / 8, 8 * pixels.shape[0] // header.height / 8
@@ -154,6 +150,17 @@ def crop(
     if is_turned:
         upright = upright.transpose(1, 0, 2)
     return np.ascontiguousarray(upright[:: -1 if x_by_y + y_by_y < 0 else 1, :: -1 if x_by_x + y_by_x < 0 else 1])
+
+
+def require_overlap(header: Header, crop_to_image: FloatArray, size: tuple[int, int]) -> None:
+    """ImageError no_person where a frame, of the kind that `crop` cuts, lies beside the picture."""
+    corners = [(-0.5, -0.5), (size[0] - 0.5, size[1] - 0.5)]
+    (left, right), (top, bottom) = (
+        sorted(by_x * x + by_y * y + offset + 0.5 for x, y in corners) for by_x, by_y, offset in np.asarray(crop_to_image).tolist()
+    )
+    if right <= 0 or bottom <= 0 or left >= header.width or top >= header.height:
+        frame = f"x from {left:.0f} to {right:.0f} and y from {top:.0f} to {bottom:.0f}"
+        raise ImageError("no_person", f"a frame of {frame} lies beside the picture of {header.width} x {header.height} px")
 
 
 def decode(

@@ -19,7 +19,8 @@ READER_CPUS = 0.4
 # No actor shares the cores then. Ray Data looks for ended tasks ten times a second: two readers per core keep it busy meanwhile, and each
 # further one is a process to start and to keep.
 READER_CPUS_BESIDE_GPU = 0.5
-# There an actor's one core has to launch all that the GPU computes, while more decoders than cores want to run.
+# There an actor's one core has to launch all that the GPU computes, while more decoders than cores want to run. (Ray's workers are at 15
+# where RAY_worker_niceness says nothing else: then 4 more is all that there is.)
 READER_NICENESS_BESIDE_GPU = 10
 BATCH_ON_CPU = 32
 # A GPU is through with a batch of small crops before its next kernel has been launched.

@@ -37,14 +37,16 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     samples_uri = storage.resolve_uri(config.samples_uri)
     cluster.require("preparing samples", [cluster.Need("task", 1, 1)], hint="start Ray with CPUs, or a node that has some")
     annotations = mpii.read_annotation_file(storage.resolve_uri(config.mpii_uri))
-    with Writer(samples_uri) as writer:
-        return _prepare(config, samples_uri, annotations, writer)
-
-
-def _prepare(config: PrepareConfig, samples_uri: str, annotations: bytes, writer: Writer) -> dict[str, Any]:
-    mpii_uri = storage.resolve_uri(config.mpii_uri)
     settings = _settings(config, storage.sha256(annotations))
     _require_same(samples_uri, settings, config.overwrite)
+    with Writer(samples_uri) as writer:
+        # Whoever wrote before may just have come to its end.
+        _require_same(samples_uri, settings, config.overwrite)
+        return _prepare(config, samples_uri, annotations, settings, writer)
+
+
+def _prepare(config: PrepareConfig, samples_uri: str, annotations: bytes, settings: dict[str, Any], writer: Writer) -> dict[str, Any]:
+    mpii_uri = storage.resolve_uri(config.mpii_uri)
     persons = _persons(annotations, mpii_uri, samples_uri, settings["annotations_sha256"])
     persons = _assign_splits(mpii.select_people(persons, config.people), config)
     if not persons.num_rows:
@@ -66,6 +68,7 @@ def _prepare(config: PrepareConfig, samples_uri: str, annotations: bytes, writer
             errors += result["errors"]
             progress.update(result["num_images"])
             writer.check()
+    writer.check(is_fresh=True)
     errors.sort(key=lambda row: (row["image"], row["person_index"]))
     storage.write_table(storage.join_uri(samples_uri, samples.ERRORS_FILE), pa.Table.from_pylist(errors, samples.ERROR))
     rows = {split: sum(item["rows"] for item in files if item["split"] == split) for split in ("train", "val", "test")}

@@ -14,7 +14,7 @@ import numpy as np
 from posepipe import fetching, geometry, images, inputs, journal, samples, storage
 from posepipe.decoding import Decoded, View, shared_decoder
 
-_OWN_NICENESS = os.getpriority(os.PRIO_PROCESS, 0)
+_OWN_NICENESS, _NICEST = os.getpriority(os.PRIO_PROCESS, 0), 19
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 # Of SAMPLE; samples of older versions have no activity.
@@ -160,7 +160,7 @@ def _let_networks_work(niceness: int) -> None:
     with contextlib.suppress(OSError):  # not every sandbox knows it
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, _OWN_NICENESS + niceness)
+        os.setpriority(os.PRIO_PROCESS, 0, min(_OWN_NICENESS + niceness, _NICEST))
 
 
 def _keep_buffers() -> None:

@@ -1,7 +1,8 @@
 """The sample record; persons + images -> samples; the samples of a split, read through their manifest.
 
 A folder of samples holds `persons.parquet` (the parsed annotation file), `errors.parquet` (people whose picture could not be used),
-`<split>/part-NNNNN.parquet` (SAMPLE records) and, written last, `_MANIFEST.json`. Readers go by the manifest alone.
+`<split>/part-NNNNN.parquet` (SAMPLE records), `writers/` (of `posepipe.writers`) and, written last, `_MANIFEST.json`. Readers go by the
+manifest alone.
 """
 
 from typing import Any
@@ -86,6 +87,8 @@ def build_sample(
         raise images.ImageError("unsupported", "the annotation has no objpos and scale: the person cannot be framed")
     else:
         crop_to_image = geometry.frame_person(person["center"], person["scale"], size)
+    # What augmentation may bring in from the margin is not what the model sees otherwise.
+    images.require_overlap(header, crop_to_image, size)
     image_to_crop = geometry.invert(crop_to_image)
     stored_size = size[0] + 2 * margin[0], size[1] + 2 * margin[1]
     joints = np.asarray(person["joints"], dtype=np.float64).reshape(NUM_JOINTS, 2)

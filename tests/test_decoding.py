@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -167,7 +168,7 @@ def test_big_answers_and_big_pictures_do_not_block_one_another(decoder):
 
 def test_memory_of_big_pictures_is_given_back(decoder, monkeypatch):
     small, big = picture(1), encode(Image.effect_noise((600, 600), 90), "PNG")
-    monkeypatch.setattr(decoding, "_KEPT", len(small))
+    monkeypatch.setattr(decoding, "_KEPT", 2**16)
     monkeypatch.setattr(decoding, "MOST", 1)
     assert [each.status for each in decoder.decode_all(requests(big, small, big))] == ["ok"] * 3
     assert [os.fstat(memory).st_size > 0 for memory in decoder._memory] == [False, True, False]
@@ -248,6 +249,25 @@ def test_a_process_that_is_killed_between_two_shards_blames_nobody(decoder):
     assert greys(decoder.decode_all(requests(picture(1)))) == [1]
     os.kill(decoder._process.pid, signal.SIGKILL)
     assert greys(decoder.decode_all(requests(*[picture(grey) for grey in range(2, 7)]))) == list(range(2, 7))
+
+
+def test_what_was_answered_before_a_death_is_read_after_it():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            theirs.send(b'{"found": []}')
+            ours.send(b"what it never reads")
+        assert decoding._receive_message(ours, 1.0) == {"found": []}
+        assert decoding._receive_message(ours, 1.0) is None
+
+
+def test_an_answer_that_is_none_is_not_waited_for_again():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        theirs.send(b'{"found": [')
+        assert decoding._receive_message(ours, 60.0) is None
+        with pytest.raises(TimeoutError):
+            decoding._receive_message(ours, 0.01)
 
 
 def test_a_picture_that_hangs_is_found_after_a_while(customized, monkeypatch):

@@ -165,6 +165,12 @@ def test_a_person_without_a_place_cannot_be_framed_but_the_picture_can():
 # The table
 
 
+def test_a_person_beside_the_picture_is_nobody_whatever_the_margin_shows():
+    beside = person(center=[-130.0, 50.0], scale=1.0)
+    with pytest.raises(ImageError, match=r"no_person: a frame of x from -254 to -4 .* lies beside the picture"):
+        build_sample(picture(), beside, "person", SIZE, (SIZE[0] // 2, SIZE[1] // 2))
+
+
 def test_a_sample_comes_back_from_its_table():
     sample = build_sample(picture(), person(), "person", SIZE)
     (row,) = to_table(sample).to_pylist()
