@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from posepipe import fetching, geometry, images, inputs, journal, samples, storage
-from posepipe.decoding import Decoded, View, shared_decoder
+from posepipe.decoding import shared_decoder
+from posepipe.views import Decoded, View
 
 _OWN_NICENESS, _NICEST = os.getpriority(os.PRIO_PROCESS, 0), 19
 # Of glibc's malloc.h.

@@ -29,6 +29,7 @@ from test_scoring import write_checkpoint
 
 from posepipe import decoding, predictions, scoring, storage
 from posepipe.config import ScoreConfig
+from posepipe.views import View
 
 BUCKET = "faults-test"
 # Seconds for what takes some on a machine of one's own: on a shared one a minute can pass before a driver has started.
@@ -423,7 +424,7 @@ def test_a_decoder_that_is_killed_while_it_starts_is_started_again(tmp_path: Pat
     (tmp_path / "sitecustomize.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     decoder = decoding.Decoder()
-    request = (fault_tools.encode(fault_tools.jpeg(1), "JPEG"), [decoding.View((64, 64))], 10**6)
+    request = (fault_tools.encode(fault_tools.jpeg(1), "JPEG"), [View((64, 64))], 10**6)
     assert [found.status for found in decoder.decode_all([request])] == ["ok"]
     decoder.close()
     assert len(list(marks.iterdir())) == 3

@@ -128,7 +128,7 @@ class InProcess:
     """A decoder of this process, which a test can reach into."""
 
     def decode_all(self, requests):
-        from posepipe.decoding import decode
+        from posepipe.views import decode
 
         return [decode(*request) for request in requests]
 
