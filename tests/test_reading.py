@@ -257,7 +257,7 @@ def test_people_are_framed_by_their_centre_and_scale_or_box(shard):
 
 
 def test_a_person_beside_the_picture_is_nobody(shard):
-    # In shares of the picture's size, say, or of another picture.
+    # One of another picture, say, or of a larger copy of this one.
     rows, _, _ = shard({"a.png": GOOD}, f"uri,x1,y1,x2,y2\na.png,{WIDTH + 90},10,{WIDTH + 130},50\na.png,0,0,40,40\n", framing="person")
     assert [row["status"] for row in rows] == ["no_person", "ok"]
     assert "lies beside the picture" in rows[0]["detail"]

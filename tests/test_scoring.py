@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from posepipe import metrics, model_file, models, predictions, samples, scoring, storage, summaries
+from posepipe import metrics, model_file, models, planning, predictions, samples, scoring, storage, summaries
 from posepipe.config import ScoreConfig
 from posepipe.predictions import PREDICTION
 
@@ -89,6 +89,29 @@ def test_joints_are_in_image_px(scored: tuple[str, dict[str, Any]], person_sampl
     rows = {row["sample_id"]: row for row in predictions.read_predictions(scored[0]).to_pylist()}
     for sample_id, expected in zip(labels["sample_id"], points, strict=True):
         np.testing.assert_allclose(np.reshape(rows[sample_id]["joints"], (16, 2)), expected, atol=0.05)
+
+
+@pytest.mark.parametrize(("use_gpu", "niceness"), [(True, 10), (False, 0)])
+def test_readers_beside_a_gpu_leave_the_actor_its_core(
+    ray_session: None,
+    pose_checkpoint: str,
+    person_samples: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    use_gpu: bool,
+    niceness: int,
+) -> None:
+    given = ScoreConfig(checkpoint_uri=(pose_checkpoint,), samples_uri=person_samples, predictions_uri=str(tmp_path), use_gpu=use_gpu)
+    found: dict[str, Any] = {}
+
+    def stop(**arguments: Any) -> None:
+        found.update(arguments)
+        raise InterruptedError
+
+    monkeypatch.setattr(scoring, "ShardReader", stop)
+    with pytest.raises(InterruptedError):
+        scoring._pipeline(given, planning.plan_run(given, *planning.load_checkpoints(given), None, str(tmp_path)), "run", "done", [0])
+    assert found["niceness"] == niceness
 
 
 def test_the_floor_stands_beside_the_score(scored: tuple[str, dict[str, Any]], pose_checkpoint: str, person_samples: str) -> None:
