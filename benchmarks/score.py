@@ -4,13 +4,13 @@ All read the same files on the same cores, one after the other, round by round. 
 
 * posepipe: `scoring.score`, without what starts once (actors, their imports, the model), which is told apart, as `start`. Reading may run
   ahead of the actors by a number of shards, and does so while they start: the clock starts after so many commits and stops so many before
-  the last one, so that about as many shards are read in its time as are committed. The rate is the slope of a line through these commits:
-  cores that work in step commit in bursts, and from one burst's last commit to another's first would be a burst too few.
+  the last one, so that about as many shards are read in its time as are committed. Cores that work in step commit in bursts, so the rate is
+  taken from each commit to one that is a multiple of the cores later: from one burst's last commit to another's first would be too few.
 * script: a torch DataLoader with torchvision's decoder and antialiased resize, one worker process per core, started before the clock;
   the same network on all cores; rows to Parquet, a file per shard. It keeps no status, resumes nothing and dies of a bad picture.
 * decode: bytes in memory -> crops, a process per core.
-* model: crops in memory -> points, on all cores: the better of one process with a thread per core and one process of one thread per core;
-  with --use-gpu, crops on the GPU -> points there.
+* model: crops in memory -> points, on all cores: by one process with a thread per core, and by a process of one thread per core. The limit
+  is the one of the two with the better median. With --use-gpu, crops on the GPU -> points there, by one process.
 * nvJPEG (with --use-gpu): bytes in memory -> crops on the GPU, by torchvision's decoder for GPUs.
 
 Decoding and the network share the cores, so nobody can have both limits: `bound` is what all cores reach if they do nothing but the two,
@@ -38,6 +38,7 @@ import ray
 import torch
 import torchvision
 import tyro
+from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional
 
 from benchmarks import machine
@@ -54,7 +55,7 @@ LIMIT_SAMPLE = 64
 SCRIPT_IMAGES = 1024 * CORES  # enough for a rate: its processes run before the clock starts
 BATCH = 64  # of the script
 BATCHES = 8  # between two looks at the clock
-SECONDS = 10.0  # of each limit
+SECONDS = 20.0  # of each limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +134,20 @@ def posepipe_rate(config: BenchmarkConfig, folder: Path, paths: Sequence[str], s
     if rows.count("ok") != config.num_images:
         raise RuntimeError(f"posepipe scored {rows.count('ok')} of {config.num_images} pictures")
     starts.append(commits[0] - started)
-    timed = np.array(commits[num_ahead:-num_ahead])
-    slope, _ = np.polyfit(timed - timed[0], np.arange(len(timed)), 1)
-    return config.shard_size * float(slope)
+    return config.shard_size * commit_rate(np.array(commits[num_ahead:-num_ahead]), CORES)
+
+
+def commit_rate(commits: NDArray[np.float64], burst: int) -> float:
+    """Commits per second.
+
+    Args:
+        commits: (N,) when each was, s, rising; at least two bursts.
+        burst: how many may come at once.
+    """
+    span = (len(commits) - burst) // burst * burst
+    if span < burst:
+        raise ValueError(f"{len(commits)} commits are no two bursts of {burst}; take more pictures")
+    return span / float(np.mean(commits[span:] - commits[:-span]))
 
 
 def warm_up_rate(config: BenchmarkConfig, folder: Path, paths: Sequence[str]) -> float:
@@ -251,12 +263,11 @@ def predict_all() -> int:
     return network.predict()
 
 
-def model_rate(config: BenchmarkConfig, checkpoint_uri: str, limits: Limits) -> float:
+def model_rate(config: BenchmarkConfig, checkpoint_uri: str) -> float:
     torch.set_num_threads(CORES)
     network = Network(config, checkpoint_uri)
     network.predict()
-    alone = repeat(network.predict)
-    return alone if config.use_gpu else max(alone, limits.rate(predict_all))
+    return repeat(network.predict)
 
 
 def gpu_decoder_rate(config: BenchmarkConfig, data: list[bytes]) -> float:
@@ -308,13 +319,17 @@ def measure(config: BenchmarkConfig, folder: Path) -> tuple[dict[str, list[float
         "posepipe": lambda: posepipe_rate(config, folder, paths, starts),
         "script": lambda: script_rate(config, on_device, paths[:SCRIPT_IMAGES], loader),
         "decode": lambda: limits.rate(decode_all),
-        "model": lambda: model_rate(config, str(folder / "run"), limits),
-        **({"nvJPEG": lambda: gpu_decoder_rate(config, data)} if config.use_gpu else {}),
+        "model": lambda: model_rate(config, str(folder / "run")),
     }
+    if config.use_gpu:
+        contestants["nvJPEG"] = lambda: gpu_decoder_rate(config, data)
+    else:
+        contestants["model, a process per core"] = lambda: limits.rate(predict_all)
     machine.start_ray(config.num_cpus)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for round_index in range(config.repetitions + 1):
-        for name, run in contestants.items():
+        order = list(contestants.items())
+        for name, run in order if round_index % 2 else reversed(order):
             rate = warm_up_rate(config, folder, paths[:SCRIPT_IMAGES]) if name == "posepipe" and not round_index else run()
             if round_index:
                 rates[name].append(rate)
@@ -329,13 +344,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="posepipe-score-") as folder:
         rates, starts = measure(config, Path(folder))
     medians = machine.medians(rates)
-    slower = min(medians["decode"], medians["model"])
-    bound = slower if config.use_gpu else 1 / (1 / medians["decode"] + 1 / medians["model"])
-    print(f"{'':10}{'img/s':>8}  {'[min .. max]':18}{'/ slower limit':>15}{'/ bound':>9}{'/ script':>10}")
+    network = max(rate for name, rate in medians.items() if name.startswith("model"))
+    slower = min(medians["decode"], network)
+    bound = slower if config.use_gpu else 1 / (1 / medians["decode"] + 1 / network)
+    print(f"{'':26}{'img/s':>8}  {'[min .. max]':18}{'/ slower limit':>15}{'/ bound':>9}{'/ script':>10}")
     for name, values in rates.items():
         ratios = f"{medians[name] / slower:15.3f}{medians[name] / bound:9.3f}{medians[name] / medians['script']:10.2f}"
-        print(f"{name:10}{medians[name]:8.1f}  {machine.spread(values):18}{ratios}")
-    print(f"{'bound':10}{bound:8.1f}  {'':18}{bound / slower:15.3f}{1:9.3f}{bound / medians['script']:10.2f}")
+        print(f"{name:26}{medians[name]:8.1f}  {machine.spread(values):18}{ratios}")
+    print(f"{'bound':26}{bound:8.1f}  {'':18}{bound / slower:15.3f}{1:9.3f}{bound / medians['script']:10.2f}")
     print(f"start: {statistics.median(starts):.1f} s from the call to posepipe's first committed shard of {config.shard_size}")
     if config.output_uri:
         figures = {

@@ -14,6 +14,7 @@ import ray.data
 import yaml
 
 BOOTSTRAP_CONFIG = "~/ray_bootstrap_config.yaml"
+NO_LIMIT = 10_000  # nodes of a kind, for what Ray calls -1
 MOST_OF_STORE = 0.8  # of an object store, that samples may take
 # Before glibc 2.35 more is refused.
 _OLD_GLIBC = platform.libc_ver()[0] == "glibc" and tuple(map(int, platform.libc_ver()[1].split(".")[:2])) < (2, 35)
@@ -95,7 +96,7 @@ def _nodes() -> tuple[list[_Group], float]:
     reported = ray._private.state.state.get_cluster_config()
     groups = reported.node_group_configs if reported else ()
     if groups:
-        return [_Group(group.max_count, dict(group.resources)) for group in groups], math.inf
+        return [_Group(group.max_count if group.max_count >= 0 else NO_LIMIT, dict(group.resources)) for group in groups], math.inf
     config = _bootstrap_config()
     if config is None:
         return [_Group(1, node["Resources"]) for node in ray.nodes() if node["Alive"]], math.inf

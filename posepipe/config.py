@@ -5,6 +5,7 @@ dataclasses, see `presets`.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -52,8 +53,9 @@ def _check_choices(config: Any) -> None:
 def _check_at_least(config: Any, **bounds: float) -> None:
     for name, bound in bounds.items():
         value = getattr(config, name)
-        if value < bound:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {bound}, got {value}")
+        if not bound <= value < math.inf:
+            needed = "finite" if value == math.inf else f"at least {bound}"
+            raise ValueError(f"--{name.replace('_', '-')} must be {needed}, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,8 @@ class PrepareConfig:
     """How much of the picture is kept around the crop for augmentation, on every side, as a share of the crop's side. By default 0.2 for
     person framing; a whole picture has nothing around it."""
     val_list: str = ""
-    """URI of the validation images: a text file of names, or HRNet's valid.json. Without one, a stable hash takes val_percent."""
+    """URI of the validation pictures, a text file of names, or of the validation people, HRNet's valid.json: others in their pictures are
+    left out. Without one, a stable hash takes val_percent."""
     val_percent: float = 10.0
     """Share of the train pictures that becomes the val split, in percent, where there is no val_list."""
     shard_size: int = 128
@@ -214,8 +217,8 @@ class TrainConfig:
         _check_at_least(self, num_snapshot_people=0, num_snapshot_epochs=1)
         _check_at_least(self, batch_size=max(2, self.max_workers))  # a batch norm needs two samples, a worker one
         _check_at_least(self, weight_decay=0, clip_norm=0, patience=0, warmup_steps=-1)
-        if not self.learning_rate > 0:
-            raise ValueError(f"--learning-rate must be positive, got {self.learning_rate}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"--learning-rate must be positive and finite, got {self.learning_rate}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema-decay must be in [0, 1), got {self.ema_decay}")
         if not 0 < self.layer_decay <= 1:
@@ -341,6 +344,9 @@ class ScoreConfig:
     """Larger files are not read, or, where a server does not say how large they are, not decoded."""
     max_pixels: int = 89_478_485
     """Larger pictures are not decoded."""
+    unreachable_after: float = 0.0
+    """Seconds after which a picture is `unreachable` that a web server (http, https) does not hand out; 0: after ten minutes the run ends,
+    as where a bucket fails, and the same command goes on."""
     takeover_after: float = 30.0
     """Seconds without a sign of life after which whoever wrote this run before counts as dead; theirs where they had more."""
     price_per_hour: float = 0.0
@@ -355,7 +361,7 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_at_least(self, batch_size=0, shard_size=1, num_actors=0, cpus_per_actor=0, num_overlays=0, limit=0)
-        _check_at_least(self, max_bytes=1, max_pixels=1, takeover_after=1, price_per_hour=0)
+        _check_at_least(self, max_bytes=1, max_pixels=1, unreachable_after=0, takeover_after=1, price_per_hour=0)
         if self.max_pixels > MAX_PIXELS:
             raise ValueError(f"--max-pixels must be at most {MAX_PIXELS}, where Pillow draws its own line, got {self.max_pixels}")
         if bool(self.samples_uri) == bool(self.images_uri):
@@ -376,7 +382,8 @@ class ScoreConfig:
             if self.sample_fraction < 1:
                 raise ValueError("--sample-fraction goes with --images-uri")
             for item in dataclasses.fields(self):
-                if item.name in ("shard_size", "max_bytes", "max_pixels") and getattr(self, item.name) != item.default:
+                names = ("shard_size", "max_bytes", "max_pixels", "unreachable_after")
+                if item.name in names and getattr(self, item.name) != item.default:
                     raise ValueError(f"--{item.name.replace('_', '-')} goes with --images-uri; samples are cut and decoded already")
         elif self.split != "val":
             raise ValueError("--split goes with --samples-uri; pictures have none")

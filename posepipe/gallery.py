@@ -10,6 +10,8 @@ from posepipe.predictions import list_predictions
 
 logger = logging.getLogger(__name__)
 
+PATIENCE = 5.0  # seconds for a web server: a look at some of the rows can do without
+
 
 def draw_overlays(predictions_uri: str, overlays_uri: str, count: int) -> None:
     """Draws evenly spread rows.
@@ -22,7 +24,7 @@ def draw_overlays(predictions_uri: str, overlays_uri: str, count: int) -> None:
     files = _spread(list_predictions(predictions_uri), count)
     rows = [row for file in files for row in storage.read_table(file).to_pylist() if row["status"] == "ok"]
     chosen = _spread(rows, count)
-    pictures = fetching.read_ahead([row["uri"] for row in chosen], images.MAX_BYTES)
+    pictures = fetching.read_ahead([row["uri"] for row in chosen], images.MAX_BYTES, unreachable_after=PATIENCE)
     drawn = [overlays.overlay_rows(data, [row]) for row, (_, data) in zip(chosen, pictures, strict=True) if isinstance(data, bytes)]
     if drawn:
         storage.write_bytes(overlays_uri, overlays.draw_grid(drawn))

@@ -40,6 +40,7 @@ STATUSES = {
     "missing": "the storage has no such object",
     "forbidden": "the storage refuses to hand it out",
     "unreadable": "the storage answers with an error that does not pass",
+    "unreachable": "its web server was given up, as --unreachable-after allows",
     "empty": "zero bytes",
     "not_an_image": "the bytes are of no known image format",
     "truncated": "the image ends before its last pixel",
@@ -77,6 +78,8 @@ def storage_error(error: OSError) -> ImageError:
     """The status of a read that the storage refused."""
     if error.errno == errno.EFBIG:
         return ImageError("too_large", str(error.strerror))
+    if error.errno == errno.EHOSTUNREACH:
+        return ImageError("unreachable", str(error.strerror))
     status = "missing" if isinstance(error, FileNotFoundError) else "forbidden" if isinstance(error, PermissionError) else "unreadable"
     return ImageError(status, f"{type(error).__name__}: {error}")
 

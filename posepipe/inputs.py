@@ -171,6 +171,10 @@ def _complete(table: pa.Table, source: str = "") -> pa.Table:
     if wrong.any():
         first = table["uri"][int(np.flatnonzero(wrong)[0])].as_py()
         raise ValueError(f"{source} has {int(wrong.sum())} people without a size (scale > 0, x2 > x1 or y2 > y1), the first one in {first}")
+    places = np.concatenate([box[is_box], center[is_center & ~is_box, :2].repeat(2, axis=1)])
+    if places.size and places.min() >= 0 and places.max() <= 1:
+        names = ", ".join(_BOX if is_box.any() else _CENTER[:2])
+        raise ValueError(f"all of {names} in {source} lie between 0 and 1; they are px of the picture, not shares of its size")
     scale = np.where(is_center, center[:, 2], side / PERSON_HEIGHT)
     x = np.where(is_center, center[:, 0], (box[:, 0] + box[:, 2]) / 2)
     # MPII's protocol looks a little below its centre; the square is to lie around the box.

@@ -6,6 +6,7 @@ nothing but `scale` and `objpos`, small unsigned integers that wrap around when 
 """
 
 import io
+import json
 import math
 from collections.abc import Iterable
 from typing import Any, cast
@@ -20,6 +21,9 @@ from posepipe.skeleton import JOINT_NAMES, NUM_JOINTS
 
 ANNOTATION_FILE = "mpii_human_pose_v1_u12_1.mat"
 IMAGES_FOLDER = "images"
+
+Listed = dict[str, list[tuple[float, float]] | None]
+"""Picture -> objpos of some of its people, in image px (0-based), or None for all of them."""
 
 _EMPTY = np.empty((0, 0))
 
@@ -196,3 +200,24 @@ def inventory(images: pa.Table, persons: pa.Table, present: set[str]) -> dict[st
         "joints_labelled": dict(zip(JOINT_NAMES, labels.sum(axis=0).tolist(), strict=True)),
         "images_missing": sum(name not in present for name in images["image"].to_pylist()),
     }
+
+
+def parse_val_list(text: str) -> Listed:
+    """A list of validation pictures, a name per line, or of validation people, as HRNet's valid.json: [{"image": …, "center": …}, …].
+
+    The standard 2,958 people are fewer than half of those in their pictures.
+    https://github.com/leoxiaobin/deep-high-resolution-net.pytorch/blob/master/lib/dataset/mpii.py
+
+    Raises:
+        KeyError, TypeError, ValueError: it is JSON, but no such list.
+    """
+    if not text.lstrip().startswith("["):
+        return {name: None for line in text.splitlines() if (name := line.strip())}
+    listed: Listed = {}
+    for item in json.loads(text):
+        if not isinstance(item, dict) or "center" not in item:
+            listed[item["image"] if isinstance(item, dict) else str(item)] = None
+        elif (centers := listed.setdefault(item["image"], [])) is not None:
+            x, y = item["center"]
+            centers.append((x - 1.0, y - 1.0))
+    return listed

@@ -38,6 +38,16 @@ def _block(name: str) -> str:
     return ".".join(parts[: next((place + 1 for place, part in enumerate(parts) if part.isdecimal()), 1)])
 
 
+def require_schedule(config: TrainConfig, num_steps: int) -> None:
+    """ValueError where the warm-up leaves nothing of the schedule, over `num_steps` steps."""
+    end = round(config.milestones[0] * num_steps) if config.schedule == "step" and config.milestones else num_steps
+    if config.warmup_steps >= end:
+        raise ValueError(
+            f"--warmup-steps {config.warmup_steps} lasts until the learning rate should fall, after {end} of {num_steps} steps; "
+            "-1 takes 3 % of them"
+        )
+
+
 def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, num_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
     """The learning rate over `num_steps` steps."""
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(config, step, num_steps))

@@ -1,11 +1,13 @@
 """Persons + images -> samples: shards of pictures, written in parallel, the manifest last."""
 
 import json
+import math
 from collections import Counter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from posepipe import cluster, cutting, images, mpii, samples, storage
 from posepipe.config import PrepareConfig
@@ -19,7 +21,8 @@ def inventory(config: PrepareConfig) -> dict[str, Any]:
     """Counts what the data set holds, without reading a picture."""
     table, persons = mpii.read_annotations(config.mpii_uri)
     folder = storage.join_uri(config.mpii_uri, mpii.IMAGES_FOLDER)
-    present = {uri.rpartition("/")[2] for uri in storage.list_files(folder)}
+    below = storage.spell_below(folder, folder) or ""
+    present = {uri.removeprefix(below) for uri in storage.list_files(folder)}
     return mpii.inventory(table, persons, present)
 
 
@@ -103,7 +106,7 @@ def describe(manifest: dict[str, Any], samples_uri: str) -> str:
 
 def _settings(config: PrepareConfig, annotations_sha256: str) -> dict[str, Any]:
     """All that decides what the samples are; two runs with equal settings write equal files."""
-    val_names = sorted(_val_names(config.val_list)) if config.val_list else None
+    listed = _read_val_list(config.val_list) if config.val_list else None
     return {
         "annotations_sha256": annotations_sha256,
         "pixels": images.PIXELS,
@@ -112,10 +115,18 @@ def _settings(config: PrepareConfig, annotations_sha256: str) -> dict[str, Any]:
         "size": list(config.crop_size),
         "margin": list(config.crop_margin),
         "val": {"percent": config.val_percent}
-        if val_names is None
-        else {"list_sha256": storage.fingerprint(val_names), "num_images": len(val_names)},
+        if listed is None
+        else {"list_sha256": storage.fingerprint(listed if any(listed.values()) else sorted(listed)), "num_images": len(listed)},
         "shard_size": config.shard_size,
     }
+
+
+def is_prepared(config: PrepareConfig) -> bool:
+    """Whether the samples of this config are complete; ValueError where others are there, unless they may be overwritten."""
+    samples_uri = storage.resolve_uri(config.samples_uri)
+    annotations = mpii.read_annotation_file(storage.resolve_uri(config.mpii_uri))
+    _require_same(samples_uri, _settings(config, storage.sha256(annotations)), config.overwrite)
+    return storage.exists(storage.join_uri(samples_uri, storage.MANIFEST))
 
 
 def _require_same(samples_uri: str, settings: dict[str, Any], overwrite: bool) -> None:
@@ -151,15 +162,13 @@ def _persons(annotations: bytes, mpii_uri: str, samples_uri: str, sha256: str) -
     return persons
 
 
-def _val_names(uri: str) -> set[str]:
-    """Image names of a validation list: a text file of names, or HRNet's valid.json (a list of {"image": …})."""
+def _read_val_list(uri: str) -> mpii.Listed:
     try:
-        text = storage.read_bytes(uri).decode()
+        return mpii.parse_val_list(storage.read_bytes(uri).decode())
     except FileNotFoundError as error:
         raise ValueError(f"no validation list at {uri}") from error
-    if text.lstrip().startswith("["):
-        return {item["image"] if isinstance(item, dict) else str(item) for item in json.loads(text)}
-    return {line.strip() for line in text.splitlines()} - {""}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{uri} is neither a list of names nor HRNet's valid.json: {type(error).__name__}: {error}") from error
 
 
 def _is_val_by_hash(image: str, percent: float) -> bool:
@@ -167,20 +176,25 @@ def _is_val_by_hash(image: str, percent: float) -> bool:
 
 
 def _assign_splits(persons: pa.Table, config: PrepareConfig) -> pa.Table:
-    """Adds the column `split`."""
+    """Adds the column `split`; where a list names people, others of their pictures are in no split and left out."""
     names, flags = persons["image"].to_pylist(), persons["is_train"].to_pylist()
-    val_names = _val_names(config.val_list) if config.val_list else None
-    if val_names is not None and not val_names & set(names):
-        raise ValueError(f"none of the {len(val_names)} names in {config.val_list} is a picture of {config.mpii_uri}")
-    splits = [
-        "test"
-        if not is_train
-        else "val"
-        if (name in val_names if val_names is not None else _is_val_by_hash(name, config.val_percent))
-        else "train"
-        for name, is_train in zip(names, flags, strict=True)
-    ]
-    return persons.append_column("split", pa.array(splits))
+    if not config.val_list:
+        is_val = [_is_val_by_hash(name, config.val_percent) for name in names]
+        is_left_out = [False] * len(names)
+    else:
+        listed = _read_val_list(config.val_list)
+        if not listed.keys() & set(names):
+            raise ValueError(f"none of the {len(listed)} names in {config.val_list} is a picture of {config.mpii_uri}")
+        places = persons["center"].to_pylist()
+        is_val = [_is_listed(name, place, listed) for name, place in zip(names, places, strict=True)]
+        is_left_out = [name in listed and is_train and not each for name, is_train, each in zip(names, flags, is_val, strict=True)]
+    splits = ["test" if not is_train else "val" if each else "train" for is_train, each in zip(flags, is_val, strict=True)]
+    return persons.append_column("split", pa.array(splits)).filter(pc.invert(pa.array(is_left_out)))
+
+
+def _is_listed(name: str, center: list[float] | None, listed: mpii.Listed) -> bool:
+    centers = listed.get(name, [])
+    return centers is None or any(center is not None and math.dist(center, each) < 1 for each in centers)
 
 
 def _cut_shards(persons: pa.Table, shard_size: int) -> list[pa.Table]:

@@ -37,6 +37,7 @@ class ShardReader:
         sizes: widths and heights of crops, px, each once.
         max_bytes: of an encoded picture.
         max_pixels: of a decoded picture.
+        unreachable_after: seconds after which a web server is given up; 0 for never.
         niceness: how much nicer than actors the processes are that read and decode.
     """
 
@@ -47,6 +48,7 @@ class ShardReader:
     sizes: tuple[tuple[int, int], ...]
     max_bytes: int
     max_pixels: int
+    unreachable_after: float = 0
     niceness: int = 0
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +95,8 @@ class ShardReader:
         """One per input, in order, without their crops; and these, size after size."""
         found: list[Decoded | None] = []
         requests = []
-        with_data = fetching.read_ahead([item["uri"] for item in wanted], self.max_bytes, [item["size"] for item in wanted])
+        uris, sizes = [item["uri"] for item in wanted], [item["size"] for item in wanted]
+        with_data = fetching.read_ahead(uris, self.max_bytes, sizes, self.unreachable_after)
         decoder = shared_decoder()
 
         def readable() -> Iterator[tuple[bytes, list[View], int]]:

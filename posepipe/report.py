@@ -35,10 +35,12 @@ def build(config: ReportConfig) -> dict[str, Any]:
         page_uri, page_bytes, the scores as rows of `scores.score_rows`, and notes: what a reader has to know.
 
     Raises:
-        ValueError: nothing to report, an unfinished run, predictions without people or that do not fit their truth.
+        ValueError: nothing to report, a folder that holds something else than a report, an unfinished run, predictions without people or
+            that do not fit their truth.
     """
     started = time.monotonic()
     _check_flags(config)
+    _require_own(storage.resolve_uri(config.report_uri))
     truth = None
     if config.truth_uri:
         truth = truths.read_truth(storage.resolve_uri(config.truth_uri), config.split, config.first_pixel, config.images_uri)
@@ -55,7 +57,7 @@ def build(config: ReportConfig) -> dict[str, Any]:
     ]
     for number, comparison in enumerate(comparisons, 1):
         tables[f"comparison_{number}"] = comparison.table
-    if drawn:
+    if any(drawn.values()):
         tables["cases"] = pa.Table.from_pylist([_case_row(run, case) for run, found in drawn.items() for case in found])
     pngs = _plots(results, tables, trained, comparisons)
     films = {run.name: cases.draw_films(run.snapshots) for run in trained if run.snapshots is not None and run.snapshots.num_rows}
@@ -91,6 +93,12 @@ def _check_flags(config: ReportConfig) -> None:
         raise ValueError("--split is for samples in --truth-uri")
     if config.truth_uri and not config.predictions_uri:
         raise ValueError("--truth-uri is for --predictions-uri, which is not given")
+
+
+def _require_own(report_uri: str) -> None:
+    manifest_uri = storage.join_uri(report_uri, storage.MANIFEST)
+    if storage.exists(manifest_uri) and not all(isinstance(name, str) for name in storage.read_json(manifest_uri).get("files", [None])):
+        raise ValueError(f"{report_uri} holds samples or predictions; choose another --report-uri, beside or below it")
 
 
 def _tables(results: Sequence[Result]) -> dict[str, pa.Table]:
@@ -181,7 +189,7 @@ def _write(report_uri: str, page: bytes, pngs: Mapping[str, bytes], tables: Mapp
     if storage.exists(manifest_uri):
         older = [storage.join_uri(report_uri, name) for name in storage.read_json(manifest_uri)["files"]]
         storage.delete([uri for uri in older if storage.exists(uri)])
-    files = {f"plots/{report_page.file_name(name)}.png": png for name, png in pngs.items()}
+    files = {f"plots/{name}.png": png for name, png in zip(report_page.file_names(pngs).values(), pngs.values(), strict=True)}
     for name, table in tables.items():
         sink = io.BytesIO()
         pyarrow.csv.write_csv(table, sink)

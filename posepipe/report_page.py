@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 
-from posepipe import html_page, report_people, report_scores
+from posepipe import html_page, report_people, report_scores, storage
 from posepipe.html_page import Cell, count, number, share_cell
 from posepipe.material import Material
 from posepipe.predictions import list_averaged
@@ -100,13 +101,17 @@ def _origin(material: Material) -> str:
     rest = {name: value for name, value in material.provenance.items() if name != "command"}
     body += html_page.details("Versions and settings", html_page.preformatted(json.dumps(rest, indent=1, sort_keys=True)))
     files = [f"tables/{name}.parquet and .csv: {number(table.num_rows)} rows" for name, table in material.tables.items()]
-    files += [f"plots/{file_name(name)}.png" for name in material.plots]
+    files += [f"plots/{name}.png" for name in file_names(material.plots).values()]
     return body + html_page.details("Files beside this page", html_page.items(files))
 
 
-def file_name(name: str) -> str:
-    """A name that every storage takes."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+def file_names(names: Iterable[str]) -> dict[str, str]:
+    """For each a name that every storage takes; different ones stay different."""
+    found: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)
+        found[name] = f"{plain}-{storage.sha256(name.encode())[:6]}" if plain in found.values() else plain
+    return found
 
 
 def _quoted(argument: str) -> str:

@@ -76,12 +76,12 @@ def error_code(error: BaseException) -> str:
 
 def is_passing(error: Exception) -> bool:
     """Whether the same call may work later."""
-    status = _http_status(error)
+    status = http_status(error)
     code = error_code(error)
     if code:
-        return code in _PASSING_CODES or status == 429 or status >= 500
+        return code in _PASSING_CODES or status == 429 or _is_server_fault(status)
     if status:
-        return status in (408, 429) or status >= 500
+        return status in (408, 429) or _is_server_fault(status)
     if isinstance(error, FileNotFoundError) and _is_of(error.__cause__, "aiohttp", "asyncio", "builtins"):
         # fsspec says of whatever happens on the way to an HTTP server that there is no such file.
         return is_passing(error.__cause__)
@@ -95,13 +95,18 @@ def is_passing(error: Exception) -> bool:
     return _is_of(error, "aiohttp", "gcsfs", "google") and not isinstance(error, ValueError)
 
 
+def _is_server_fault(status: int) -> bool:
+    """501 and 505 are answers: the server does not know such a request, say one with a condition."""
+    return status >= 500 and status not in (501, 505)
+
+
 def _is_of(error: BaseException | None, *packages: str) -> TypeGuard[Exception]:
     return isinstance(error, Exception) and type(error).__module__.partition(".")[0] in packages
 
 
-def _http_status(error: Exception) -> int:
+def http_status(error: BaseException | None) -> int:
     """The status that the storage answered with, 0 where it did not."""
-    for found in (error, error.__cause__):
+    for found in (error, error.__cause__ if error else None):
         if isinstance(found, ClientError):
             return int(found.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         # aiohttp's ClientResponseError, gcsfs's HttpError
@@ -149,14 +154,14 @@ def _is_denied(error: Exception) -> bool:
         return True
     # gcsfs has no other word for it.
     is_forbidden = isinstance(error, OSError) and error.errno is None and str(error).startswith("Forbidden")
-    return is_forbidden or (not error_code(error) and _http_status(error) in (401, 403))
+    return is_forbidden or (not error_code(error) and http_status(error) in (401, 403))
 
 
 def _as_os_error(error: Exception) -> Exception:
     """An error of botocore, aiohttp or gcsfs as the OSError that says the same; others as they are."""
     if isinstance(error, ParamValidationError):
         return OSError(errno.EINVAL, " ".join(str(error).split()))
-    code, status = error_code(error), _http_status(error)
+    code, status = error_code(error), http_status(error)
     if not (isinstance(error, ClientError) or (status and not code) or (_is_denied(error) and not isinstance(error, PermissionError))):
         return error
     text = f"HTTP status {status}: {error}" if status and not code else str(error)

@@ -59,13 +59,22 @@ def num_train(result: dict[str, Any]) -> int:
     return result["samples"]["rows"]["train"] + result["samples"].get("num_extra_train", 0)
 
 
-def require_whole_list(run_uri: str) -> None:
-    """ValueError where Ray Train's list of a run's checkpoints was cut off: it is written in place, and machines die."""
+def has_checkpoint(run_uri: str) -> bool:
+    """Whether a run has one to go on with; ValueError as `read_checkpoint_list`."""
+    return bool(read_checkpoint_list(run_uri).get("checkpoint_results"))
+
+
+def read_checkpoint_list(run_uri: str) -> dict[str, Any]:
+    """Ray Train's list of a run's checkpoints, empty where there is none.
+
+    Raises:
+        ValueError: it was cut off: it is written in place, and machines die.
+    """
     uri = storage.join_uri(run_uri, CHECKPOINTS_FILE)
     try:
-        storage.read_json(uri)
+        return storage.read_json(uri)
     except FileNotFoundError:
-        return
+        return {}
     except ValueError as error:
         found = [each.split("/")[-2] for each in storage.list_files(run_uri) if re.search(rf"/checkpoint_[^/]+/{MODEL_FILE}$", each)]
         newest = storage.join_uri(run_uri, max(found), MODEL_FILE) if found else ""

@@ -173,6 +173,7 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
         sizes=plan.sizes,
         max_bytes=config.max_bytes,
         max_pixels=config.max_pixels,
+        unreachable_after=config.unreachable_after,
         niceness=planning.READER_NICENESS_BESIDE_GPU if config.use_gpu else 0,
     )
     shared: dict[str, Any] = {

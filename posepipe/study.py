@@ -19,6 +19,7 @@ from posepipe.model_file import MODEL_FILE
 from posepipe.results import Result
 from posepipe.runs import HISTORY_FILE, num_train
 from posepipe.study_rows import ROWS, SCORED, changes_of, say, settings_of, split_settings
+from posepipe.writers import Writer
 
 SETTINGS_FILE = "study.json"
 
@@ -57,10 +58,16 @@ def run(config: StudyConfig) -> Outcome:
     """Trains, scores and tabulates every row, or reads what is there.
 
     Raises:
-        ValueError: a folder of another study, data that cannot be prepared, or no row that got as far as a score.
+        ValueError: a folder of another study, or one that another process is at, data that cannot be prepared, or that has changed since,
+            or no row that got as far as a score.
     """
     config = _resolve_uris(config)
     _claim_folder(config)
+    with Writer(config.study_uri):
+        return _run(config)
+
+
+def _run(config: StudyConfig) -> Outcome:
     names = [name for name in (*ROWS, *SCORED) if name in config.rows]
     for name in names:
         if name in ROWS:
@@ -117,11 +124,10 @@ def _prepare(config: StudyConfig, settings: Mapping[str, Any]) -> None:
     prepared, _ = split_settings(settings)
     for number, mpii_uri in enumerate((config.mpii_uri, *config.extra_mpii_uri)):
         uri = samples_uri(config.study_uri, settings, number)
-        if storage.exists(storage.join_uri(uri, storage.MANIFEST)):
-            continue
         split = {"val_percent": 0.0} if number else {"val_list": config.val_list}
-        manifest = preparing.prepare(PrepareConfig(**{"mpii_uri": mpii_uri, "samples_uri": uri, **split, **prepared}))
-        print(preparing.describe(manifest, uri), flush=True)
+        wanted = PrepareConfig(**{"mpii_uri": mpii_uri, "samples_uri": uri, **split, **prepared})
+        if not preparing.is_prepared(wanted):
+            print(preparing.describe(preparing.prepare(wanted), uri), flush=True)
 
 
 def _train_row(name: str, config: StudyConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -62,7 +63,7 @@ def add_shared(rows: Sequence[dict[str, Any]], scored: Mapping[str, Result]) -> 
     """Adds the score of the people whom all rows have scored: those with image framing see single people only."""
     if not scored:
         return
-    ids = [set(result.sample_ids.to_pylist()) for result in scored.values()]
+    ids = [set(result.sample_ids.filter(pa.array(np.isfinite(result.person_errors))).to_pylist()) for result in scored.values()]
     shared = pa.array(sorted(set.intersection(*ids)), pa.string())
     for row in rows:
         if row["row"] in scored and len(shared):

@@ -76,7 +76,8 @@ def train_loop(arguments: dict[str, Any]) -> str | None:
     shown = average.model.to(device) if average else own
     truth = torch.from_numpy(task.truth(cache.labels)).float()
     steps = Steps(config, task, model, own, cache, truth, optimizer, schedule, average, batch, device, checkpoints.save)
-    watcher = Watcher(arguments["run_uri"], config.name, arguments["config"], config.logger) if rank == 0 else None
+    place = (arguments["run_uri"], arguments["run_id"], config.name, arguments["config"], config.logger)
+    watcher = Watcher(*place, is_new=not progress.history) if rank == 0 else None
     is_complete = False
     try:
         while progress.epoch < config.epochs and not is_stalled(progress.history, config.patience):
@@ -104,7 +105,9 @@ def _end_epoch(config: TrainConfig, progress: Progress, steps: Steps, shown: Pos
     task, device, place = steps.task, steps.device, (steps.batch.rank, steps.batch.world)
     val_loss, score = evaluate(shown, task, val_cache, np.arange(len(val_cache)), config.batch_size, place, device)
     if not math.isfinite(val_loss):
-        raise NonFiniteError(f"the validation loss is {val_loss} after epoch {progress.epoch + 1}; lower --learning-rate")
+        raise NonFiniteError(
+            f"the validation loss is {val_loss} after epoch {progress.epoch + 1}; take a lower --learning-rate, under another --name"
+        )
     # As many as there are for validation, in eval mode and not augmented: the two scores differ in the people alone.
     num_scored = min(len(steps.cache), len(val_cache), MAX_TRAIN_SCORED)
     train_rows = np.linspace(0, len(steps.cache) - 1, num_scored).round().astype(int)

@@ -7,8 +7,11 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import tempfile
+import time
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -17,17 +20,29 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
-from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    ControllerError,
+    DataConfig,
+    FailureConfig,
+    LoggingConfig,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
 from ray.train.torch import TorchTrainer
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import posepipe
-from posepipe import cluster, samples, storage
+from posepipe import cluster, failures, samples, storage
 from posepipe.checkpoints import NOT_SCORED
 from posepipe.config import TrainConfig
 from posepipe.model_file import MODEL_FILE, ModelConfig
 from posepipe.models import PoseModel, build_model, save_model
-from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, num_train, require_whole_list
+from posepipe.optimizers import require_schedule
+from posepipe.retrying import is_passing
+from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, has_checkpoint, num_train
 from posepipe.snapshots import SNAPSHOTS_FILE
 from posepipe.train_loop import train_loop
 from posepipe.train_steps import NonFiniteError
@@ -38,6 +53,8 @@ from posepipe.writers import Writer
 
 logger = logging.getLogger(__name__)
 
+RESTART_PAUSES = (10, 30, 60, 120, 240)
+"""Seconds before Ray Train is started again that the storage has failed."""
 LIBRARIES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
 # What a run may be resumed with differently: where it runs, not what it computes.
 RESOURCES = (
@@ -72,8 +89,12 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
     data = load_data(config)
     # Built here first: a wrong name or weights file is found before the folder is taken and workers start.
     model = build_initial_model(config, data)
-    with Writer(_find_folder(config)) as writer:
-        return _fit(config, data, model, callbacks, writer.check)
+    with Writer(_find_folder(config), interrupt=True) as writer:
+        try:
+            return _fit(config, data, model, callbacks, writer.check)
+        except (KeyboardInterrupt, SystemExit):  # Ray makes one of the other.
+            writer.check()
+            raise
 
 
 def train_trial(config: TrainConfig, data: TrainingData, callbacks: Sequence[UserCallback]) -> dict[str, Any]:
@@ -105,8 +126,7 @@ def _fit(
 ) -> dict[str, Any]:
     """Trains `model` to the end; `check` raises where somebody else has taken the folder over."""
     run_uri = _find_folder(config)
-    claim_folder(run_uri, describe_config(config))
-    require_whole_list(run_uri)
+    run_id = claim_folder(run_uri, describe_config(config))
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, os.path.join(folder, MODEL_FILE))
         initial = ray.put(storage.read_bytes(os.path.join(folder, MODEL_FILE)))
@@ -116,6 +136,7 @@ def _fit(
             "config": dataclasses.asdict(config),
             "initial": initial,
             "run_uri": run_uri,
+            "run_id": run_id,
             "margin": samples.crop_margin(data.manifest),
             "cache": data.cache,
         },
@@ -137,11 +158,25 @@ def _fit(
         # Every worker sees all rows and picks its own: Ray's even split would drop the rest.
         dataset_config=DataConfig(datasets_to_split=[]),
     )
-    fitted = trainer.fit()
+    fitted = _fit_through_faults(trainer)
     if fitted.return_value:
         raise NonFiniteError(f"the run {run_uri} cannot go on: {fitted.return_value}")
     check(is_fresh=True)
     return _finish(config, run_uri, data, fitted)
+
+
+def _fit_through_faults(trainer: TorchTrainer) -> ray.train.Result:
+    """Fits. Where the storage failed Ray's controller, which waits for nothing, it is started again at the last checkpoint."""
+    pauses = iter(RESTART_PAUSES)
+    while True:
+        try:
+            return trainer.fit()
+        except ControllerError as error:
+            reason, pause = failures.find_reason(error), next(pauses, None)
+            if pause is None or not isinstance(reason, Exception) or not is_passing(reason):
+                raise
+            print(f"the storage failed ({failures.describe_reason(error)}); going on at the last checkpoint in {pause} s", flush=True)
+        time.sleep(pause)
 
 
 class _EpochsOnly(UserCallback):
@@ -175,7 +210,11 @@ def require_workers(what: str, config: TrainConfig) -> None:
 
 
 def build_initial_model(config: TrainConfig, data: TrainingData) -> PoseModel:
-    """The model before its first step, the same for every worker; ValueError for an unknown name or weights that do not fit."""
+    """The model before its first step, the same for every worker; ValueError for an unknown name or weights that do not fit.
+
+    Of a run that goes on at a checkpoint the weights are not loaded: that has its own, and theirs may have gone.
+    """
+    require_schedule(config, math.ceil((data.num_train - 1) / config.batch_size) * config.epochs)
     torch.manual_seed(config.seed)
     model = build_model(
         ModelConfig(
@@ -188,6 +227,8 @@ def build_initial_model(config: TrainConfig, data: TrainingData) -> PoseModel:
     )
     if config.freeze_norm and not any(isinstance(module, _BatchNorm) for module in model.backbone.modules()):
         raise ValueError(f"--freeze-norm has no effect: {config.model} has no BatchNorm")
+    if has_checkpoint(_find_folder(config)):
+        return model
     report = load_weights(model, config.weights)
     if report.loaded:
         print(
@@ -204,9 +245,10 @@ def describe_config(config: TrainConfig) -> dict[str, Any]:
     return {**dataclasses.asdict(config), **described}
 
 
-def claim_folder(run_uri: str, wanted: dict[str, Any], name: str = CONFIG_FILE) -> None:
-    """Writes `wanted` as the config of the folder; ValueError where it belongs to another one already."""
+def claim_folder(run_uri: str, wanted: dict[str, Any], name: str = CONFIG_FILE) -> str:
+    """Writes `wanted` as the config of the folder, with an id that stays, and returns that; ValueError where it belongs to another one."""
     uri = storage.join_uri(run_uri, name)
+    run_id = uuid.uuid4().hex
     if storage.exists(uri):
         # A run from before a field existed had what is its default now.
         defaults = {item.name: item.default for item in dataclasses.fields(TrainConfig) if item.default is not dataclasses.MISSING}
@@ -216,7 +258,10 @@ def claim_folder(run_uri: str, wanted: dict[str, Any], name: str = CONFIG_FILE) 
         if names:
             text = "; ".join(f"{name} was {older.get(name)!r}, now {wanted[name]!r}" for name in names)
             raise ValueError(f"the run {run_uri} exists with other settings ({text}); choose another --name")
-    storage.write_json(uri, wanted)
+        # A run from before there were ids was known by its place.
+        run_id = older.get("id") or storage.fingerprint(run_uri)
+    storage.write_json(uri, {**wanted, "id": run_id})
+    return run_id
 
 
 def _as_written(values: dict[str, Any]) -> dict[str, Any]:

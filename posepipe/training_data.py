@@ -41,6 +41,11 @@ class TrainingData:
     mean_points: NDArray[np.float64]
     floor: dict[str, Any]
 
+    @property
+    def num_train(self) -> int:
+        """People in the train split, those of added samples among them."""
+        return sum(manifest["rows"]["train"] for manifest in (self.manifest, *self.extra))
+
 
 def load_data(config: TrainConfig) -> TrainingData:
     """Loads both splits; ValueError where one is empty, has no label for the task, or holds a person twice."""
@@ -52,9 +57,10 @@ def load_data(config: TrainConfig) -> TrainingData:
         is_known = cluster.room_for_cache(config.cpus_per_worker, int(config.use_gpu)) < math.inf
         reason = "decoded they would not fit" if is_known else "no node that takes a worker is up yet to say what it holds"
         print(f"samples: {reason}, so their JPEGs are kept ({num_bytes / 2**30:.1f} GiB); --sample-cache decides otherwise", flush=True)
-    train = load_crops([samples_uri, *extra_uris], "train", kind, keep_margin=True).materialize()
-    # The margin is for augmentation, and takes memory.
-    val = load_crops([samples_uri], "val", kind, keep_margin=False).materialize()
+    # The margin is for augmentation, and takes memory. Both are there before the one is loaded: an empty one is found at once.
+    train = load_crops([samples_uri, *extra_uris], "train", kind, keep_margin=True)
+    val = load_crops([samples_uri], "val", kind, keep_margin=False)
+    train, val = train.materialize(), val.materialize()
     train_labels, val_labels = _collect_labels(train), _collect_labels(val)
     if extra_uris:
         _check_ids(np.concatenate([train_labels["sample_id"], val_labels["sample_id"]]), [samples_uri, *extra_uris])

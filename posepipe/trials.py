@@ -12,7 +12,8 @@ import pyarrow as pa
 import ray.train
 
 from posepipe import storage
-from posepipe.runs import HISTORY_FILE, RESULT_FILE
+from posepipe.retrying import retry
+from posepipe.runs import HISTORY_FILE, RESULT_FILE, has_checkpoint
 
 TRIALS_FOLDER = "trials"
 RECORD_FILE = "trial.json"
@@ -93,9 +94,12 @@ def _read_trial(uri: str, is_complete: bool) -> Trial:
         return Trial(*known, "completed", None, history, next(row for row in history if row["epoch"] == best_epoch), uri)
     status = "under way" if not record["has_ended"] else "failed" if record["error"] else "stopped early"
     try:
-        result = ray.train.Result.from_path(uri)
-    except Exception:  # There is no checkpoint yet, or a lost machine left half of Ray's list of them.
+        is_begun = has_checkpoint(uri)
+    except ValueError:  # A lost machine left half of Ray's list of them.
+        is_begun = False
+    if not is_begun:
         return Trial(*known, status, record["error"], [], None, None)
+    result = retry(lambda: ray.train.Result.from_path(uri))
     # An objective is a share; a checkpoint in the middle of an epoch has none, or one below.
     scored = [pair for pair in result.best_checkpoints or [] if pair[1].get("objective", -1.0) >= 0]
     if not scored or result.checkpoint is None:

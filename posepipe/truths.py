@@ -6,6 +6,7 @@ or joined by sample_id (folders).
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,12 @@ class Truth:
     labels: pa.Table
     mean_pose: FloatArray | None = None
 
+    @functools.cached_property
+    def places(self) -> dict[str, int]:
+        """The row of each sample_id; of several the first."""
+        ids = self.labels["sample_id"].to_pylist()
+        return dict(zip(reversed(ids), range(len(ids) - 1, -1, -1), strict=True))
+
 
 def read_truth(uri: str, split: Split, first_pixel: int | None, images_uri: str) -> Truth:
     """Labels of a samples folder's split, in the order of its files, or of an array file; ValueError where it is neither."""
@@ -81,7 +88,7 @@ def _from_samples(uri: str, split: Split) -> Truth:
                 **{name: table[name] for name in ("split", "width", "height", "is_visible", "activity")},
             )
         )
-    return Truth(uri, pa.concat_tables(tables))
+    return Truth(uri, pa.concat_tables(tables).combine_chunks())
 
 
 def _from_arrays(uri: str, found: dict[str, NDArray[Any]], first_pixel: int, images_uri: str) -> Truth:
@@ -201,5 +208,4 @@ def relabel(rows: pa.Table, truth: Truth, places: NDArray[np.int64]) -> pa.Table
 
 def find_places(sample_ids: pa.ChunkedArray, truth: Truth) -> NDArray[np.int64]:
     """(N,) the row of each id in the truth, -1 where it has none."""
-    found = pc.index_in(sample_ids, value_set=truth.labels["sample_id"].combine_chunks())
-    return found.fill_null(-1).to_numpy().astype(np.int64)
+    return np.fromiter((truth.places.get(sample_id, -1) for sample_id in sample_ids.to_pylist()), np.int64, len(sample_ids))

@@ -23,6 +23,7 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from posepipe import cluster, failures, searching, storage, sweep_plots, training, training_data, trials
 from posepipe.config import TuneConfig, parse_search, with_parameters
 from posepipe.model_file import MODEL_FILE
+from posepipe.retrying import StorageUnavailableError, is_passing
 from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
 from posepipe.snapshots import SNAPSHOTS_FILE
 from posepipe.trials import Trial
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 TRIALS_FILE = "trials.parquet"
 SWEEP_FILE = "sweep.json"
+MISTAKES = ("ValueError:", "TypeError:", "NonFiniteError:", "FloatingPointError:")
 OBJECTIVES = {"pose": "PCKh@0.5, official", "head": "mean IoU of the head box"}
 
 
@@ -58,19 +60,29 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     training.require_workers("one trial", shared)
     at_once = cluster.num_fitting(cpus=shared.cpus_per_worker, gpus=int(shared.use_gpu)) // shared.max_workers
     data = training_data.load_data(shared)
-    training.build_initial_model(shared, data)
+    # The first values stand for all: what fits no trial is found before any starts.
+    first = {name: values[0] for name, kind, values in map(parse_search, config.search) if kind in ("grid", "choice")}
+    training.build_initial_model(with_parameters(shared, first), data)
     with Writer(sweep_uri) as writer:
         _claim_sweep(config, sweep_uri)
-        known = trials.read_trials(sweep_uri)
+        known = [_try_again(trial) for trial in trials.read_trials(sweep_uri)]
         if known:
             num_ended = sum(trial.has_ended for trial in known)
-            print(f"going on: {num_ended} trials have ended, {len(known) - num_ended} were under way", flush=True)
+            others = len(known) - num_ended
+            print(f"going on: {num_ended} trials have ended, {others} were under way, or failed and are tried again", flush=True)
         _run_trials(config, sweep_uri, data, known, min(at_once, config.max_concurrent_trials or at_once))
         known = trials.read_trials(sweep_uri)
         if not all(trial.has_ended for trial in known):
             raise KeyboardInterrupt(f"the sweep {sweep_uri} was interrupted; the same command goes on")
         writer.check(is_fresh=True)
         return _finish(config, sweep_uri, known, data)
+
+
+def _try_again(trial: Trial) -> Trial:
+    """A trial that failed, as one under way, unless its own settings are the reason: the disk, the tracker or the GPU may be there now."""
+    if trial.status != "failed" or str(trial.error).startswith(MISTAKES):
+        return trial
+    return dataclasses.replace(trial, status="under way", error=None)
 
 
 def _claim_sweep(config: TuneConfig, sweep_uri: str) -> None:
@@ -146,9 +158,10 @@ def _run_trial(parameters: dict[str, Any], config: TuneConfig, data: training_da
     except Exception as error:
         storage.write_json(_error_uri(sweep_uri, trial["name"]), {"error": failures.describe_reason(error)})
         reason = failures.find_reason(error)
-        # A lost node or a lack of memory, which Tune tries again. What befalls workers Train has tried again already.
+        # A lost node, a lack of memory or a storage that is away, which Tune tries again. What befalls workers Train has tried already.
         is_lost = isinstance(reason, ray.exceptions.RayError) and not isinstance(reason, ray.exceptions.RayTaskError)
-        if is_lost and not isinstance(error, ray.train.WorkerGroupError):
+        is_unavailable = isinstance(reason, StorageUnavailableError) or (isinstance(reason, Exception) and is_passing(reason))
+        if (is_lost or is_unavailable) and not isinstance(error, ray.train.WorkerGroupError):
             raise
 
 

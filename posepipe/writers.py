@@ -5,6 +5,7 @@
 Numbers are taken by writes that succeed for one writer alone, so no clock is compared and no lock is ever left behind.
 """
 
+import _thread
 import contextlib
 import json
 import os
@@ -37,16 +38,20 @@ class Writer:
         uri: the folder, of samples, a run or a sweep.
         takeover_after: seconds without a sign of life after which the writer before counts as dead.
         say: prints a line for people.
+        interrupt: the main thread is interrupted, as by Ctrl-C, when another writer has taken over; for what does not ask now and then.
 
     Raises:
         ValueError: on entry, another writer is alive.
     """
 
-    def __init__(self, uri: str, takeover_after: float = TAKEOVER_AFTER, say: Callable[[str], None] = print) -> None:
+    def __init__(
+        self, uri: str, takeover_after: float = TAKEOVER_AFTER, say: Callable[[str], None] = print, interrupt: bool = False
+    ) -> None:
         self._folder, self._timeout, self._say = storage.join_uri(uri, FOLDER), takeover_after, say
         who = f"{socket.gethostname()} process {os.getpid()}"
         self._state = {"who": who, "id": uuid.uuid4().hex, "beat": 0, "released": False, "timeout": takeover_after}
         self._number = 0
+        self._interrupt = interrupt
         self._lost = threading.Event()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="writer-beat")
@@ -100,6 +105,8 @@ class Writer:
             try:
                 if storage.exists(self._uri(self._number + 1), patience=0):
                     self._lost.set()
+                    if self._interrupt:
+                        _thread.interrupt_main()
                     return
                 self._state["beat"] += 1  # type: ignore[operator]
                 storage.write_bytes(self._uri(self._number), self._content(), patience=0)

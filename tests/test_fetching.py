@@ -216,7 +216,7 @@ def test_reading_ahead_keeps_the_order_across_chunks(folder, count, monkeypatch)
 def asked(monkeypatch):
     """The chunks that are fetched."""
     chunks = []
-    monkeypatch.setattr(fetching, "fetch", lambda uris, _: chunks.append("".join(uris)) or [b""] * len(uris))
+    monkeypatch.setattr(fetching, "fetch", lambda uris, *_, **__: chunks.append("".join(uris)) or [b""] * len(uris))
     return chunks
 
 
@@ -232,7 +232,7 @@ def test_the_next_chunk_is_read_while_the_caller_has_this_one(monkeypatch):
     monkeypatch.setattr(fetching, "AT_ONCE", 1)
     is_second_asked = threading.Event()
 
-    def fetch_one(uris, _):
+    def fetch_one(uris, *_, **__):
         if uris == ["b"]:
             is_second_asked.set()
         return [b""]
@@ -255,7 +255,7 @@ def test_a_chunk_closes_before_it_takes_too_many_bytes(monkeypatch, asked):
 def test_objects_of_unknown_size_count_as_those_that_were_read(monkeypatch, asked, size, chunks):
     monkeypatch.setattr(fetching, "BYTES_AT_ONCE", 100)
     monkeypatch.setattr(fetching, "UNKNOWN_BYTES", 50)
-    monkeypatch.setattr(fetching, "fetch", lambda uris, _: asked.append("".join(uris)) or [bytes(size)] * len(uris))
+    monkeypatch.setattr(fetching, "fetch", lambda uris, *_, **__: asked.append("".join(uris)) or [bytes(size)] * len(uris))
     list(read_ahead("abcdefgh", LIMIT))
     assert asked == chunks
 
@@ -273,10 +273,22 @@ def test_a_chunk_closes_where_the_host_changes():
     assert list(fetching._cut([(uri, 1) for uri in uris], LIMIT, [])) == [uris[:2], *([uri] for uri in uris[2:])]
 
 
+def test_web_servers_are_read_together():
+    uris = ["http://a/1", "https://a/2", "https://b:1/1"]
+    assert list(fetching._cut([(uri, 1) for uri in uris], LIMIT, [])) == [uris]
+
+
+# Web servers
+
+
 @pytest.fixture
 def http_server():
-    """Answers by the name that is asked for; `drop` closes the first two connections without a word."""
+    """Answers by the name that is asked for.
+
+    `drop` closes the first two connections without a word, `endless` never ends, `silent` stops in the middle.
+    """
     dropped = []
+    is_over = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -298,17 +310,29 @@ def http_server():
                 if self.command == "GET":
                     self.wfile.write(b"7d0\r\n" + b"x" * 2000 + b"\r\n0\r\n\r\n")
                 return
-            self.send_header("Content-Length", "4")
+            if name == "endless":
+                self.end_headers()
+                while True:
+                    self.wfile.write(b"x" * 500)
+            self.send_header("Content-Length", "5" if name in ("short", "silent") else "4")
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(b"good")
+                self.close_connection = name == "short"
+                if name == "silent":
+                    is_over.wait(30)
 
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, *_):  # whoever asked has hung up
+            pass
+
+    server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
+    is_over.set()
     server.shutdown()
     server.server_close()
 
@@ -330,18 +354,70 @@ def test_an_http_servers_answers_are_told_from_its_faults(http_server, quick):
     assert found[names.index("chunked")].errno == errno.EFBIG
 
 
-def test_an_http_server_that_is_gone_is_no_missing_picture(quick):
+def test_an_http_body_without_an_end_is_read_to_the_limit(http_server):
+    [error] = fetch([f"{http_server}/endless"], LIMIT)
+    assert error.errno == errno.EFBIG
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[::1", "http://host:port/a", "https:///a.jpg"])
+def test_a_url_that_is_none_is_an_error_in_its_place(http_server, url):
+    error, found = fetch([url, f"{http_server}/a"], LIMIT)
+    assert (type(error), error.errno, found) == (OSError, errno.EINVAL, b"good")
+
+
+@pytest.fixture
+def gone():
+    """A web server that there is not."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
-    with pytest.raises(StorageUnavailableError, match=rf"^http://127.0.0.1:{port}/a.jpg: the storage failed for 0 s"):
-        fetch([f"http://127.0.0.1:{port}/a.jpg"], LIMIT, patience=0)
+        yield f"http://127.0.0.1:{closed.getsockname()[1]}"  # bound but not listening: nobody else gets the port
+    fetching._silent.clear()
+
+
+def test_an_http_server_that_is_gone_is_no_missing_picture(gone, quick):
+    with pytest.raises(StorageUnavailableError, match=rf"^{gone}/a.jpg: the storage failed for 0 s.*see --unreachable-after"):
+        fetch([f"{gone}/a.jpg"], LIMIT, patience=0)
+
+
+def test_a_web_server_may_be_given_up_while_others_are_read(http_server, gone, quick):
+    found = fetch([f"{gone}/a", f"{http_server}/a", f"{http_server}/404", f"{gone}/b"], LIMIT, unreachable_after=0.2)
+    assert [getattr(each, "errno", each) for each in found] == [errno.EHOSTUNREACH, b"good", errno.ENOENT, errno.EHOSTUNREACH]
+    assert "the storage failed for 0.2 s, last with ClientConnectorError" in found[0].strerror
+
+
+def test_a_web_server_that_was_given_up_is_not_asked_for_a_while(gone, quick, monkeypatch):
+    asked = []
+    get = fetching._get_web
+    monkeypatch.setattr(fetching, "_get_web", lambda filesystem, url, *_, **__: asked.append(url) or get(filesystem, url, *_, **__))
+    fetch([f"{gone}/a"], LIMIT, unreachable_after=0.05)
+    assert asked
+    asked.clear()
+    [error] = fetch([f"{gone}/b"], LIMIT, unreachable_after=0.05)
+    assert (error.errno, asked) == (errno.EHOSTUNREACH, [])
+    assert f"{gone} did not answer for 0.05 s" in error.strerror
+    monkeypatch.setattr(retrying, "PATIENCE", 0.0)
+    fetch([f"{gone}/b"], LIMIT, unreachable_after=0.05)
+    assert asked
+
+
+@pytest.mark.parametrize("name", ["500", "short", "silent"])
+def test_a_web_server_that_fails_for_one_picture_is_asked_for_the_next_one(http_server, name, quick):
+    error, found = fetch([f"{http_server}/{name}", f"{http_server}/a"], LIMIT, unreachable_after=0.2)
+    assert (error.errno, found) == (errno.EHOSTUNREACH, b"good")
+    assert fetch([f"{http_server}/a"], LIMIT, unreachable_after=0.2) == [b"good"]
+
+
+def test_a_bucket_is_never_given_up(s3_endpoint, monkeypatch, quick):
+    monkeypatch.setattr(retrying, "PATIENCE", 0.0)
+    answers_of_s3(monkeypatch, *[(5, b"pic")] * 100)
+    with pytest.raises(StorageUnavailableError):
+        fetch(["s3://bucket/key"], LIMIT, unreachable_after=0.01)
 
 
 def test_a_fault_that_does_not_pass_ends_the_reading(monkeypatch):
     monkeypatch.setattr(fetching, "AT_ONCE", 1)
 
-    def fail_at_b(uris, _):
+    def fail_at_b(uris, *_, **__):
         if uris == ["b"]:
             raise StorageUnavailableError("gone")
         return [b""] * len(uris)

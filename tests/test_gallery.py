@@ -1,15 +1,16 @@
 """gallery.py: a spread of a run's good rows is drawn on their pictures."""
 
 import io
+import socket
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
-from posepipe import fetching, overlays, storage
+from posepipe import fetching, gallery, overlays, storage
 from posepipe.gallery import draw_overlays
-from posepipe.predictions import PREDICTION
+from posepipe.predictions import PREDICTION, list_predictions
 
 
 @pytest.fixture
@@ -73,6 +74,21 @@ def test_without_a_picture_nothing_is_drawn_and_that_is_said(run, drawn, tmp_pat
     assert "none of the pictures of" in caplog.text
 
 
+def test_a_web_server_that_has_gone_since_is_not_waited_for(run, drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "PATIENCE", 0.1)
+    monkeypatch.setattr(fetching, "_silent", {})
+    run_uri = run([("ok", True), ("ok", True)])
+    [part] = list_predictions(run_uri)
+    table = storage.read_table(part)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        gone = f"http://127.0.0.1:{closed.getsockname()[1]}/0.png"
+        uris = pa.array([gone, table["uri"][1].as_py()])
+        storage.write_table(part, table.set_column(table.column_names.index("uri"), "uri", uris))
+        draw_overlays(run_uri, str(tmp_path / "grid"), 2)
+    assert drawn == [(1, 1)]
+
+
 def test_a_run_that_is_not_complete_is_not_drawn(tmp_path):
     with pytest.raises(ValueError, match="no complete predictions at"):
         draw_overlays(str(tmp_path), str(tmp_path / "grid"), 3)
@@ -86,6 +102,6 @@ def test_the_grid_is_a_picture(run, tmp_path):
 def test_pictures_are_read_as_scoring_reads_them(run, drawn, tmp_path, monkeypatch):
     asked = []
     read_ahead = fetching.read_ahead
-    monkeypatch.setattr(fetching, "read_ahead", lambda uris, *limits: asked.extend(uris) or read_ahead(uris, *limits))
+    monkeypatch.setattr(fetching, "read_ahead", lambda uris, *limits, **others: asked.extend(uris) or read_ahead(uris, *limits, **others))
     draw_overlays(run([("ok", True), ("empty", True), ("ok", True)]), str(tmp_path / "grid"), 1)
     assert len(asked) == 1, "only what is drawn is read"

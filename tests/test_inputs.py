@@ -221,6 +221,17 @@ def test_a_boxs_frame_lies_around_its_middle_with_a_quarter_of_its_longer_side_a
     np.testing.assert_allclose(square, [*(middle - 0.625 * side), *(middle + 0.625 * side)])
 
 
+@pytest.mark.parametrize("text", ["x1,y1,x2,y2\na,0.1,0.2,0.4,1\nb,0,0,1,1\nc,,,,", "center_x,center_y,scale\na,0.5,0.4,1.2"])
+def test_people_in_shares_of_the_picture_are_refused(manifest, text):
+    with pytest.raises(ValueError, match="lie between 0 and 1; they are px of the picture"):
+        manifest(f"uri,{text}\n")
+
+
+@pytest.mark.parametrize("text", ["x1,y1,x2,y2\na,0,0,1,1\nb,0,0,90,120", "center_x,center_y,scale\na,0.5,0.4,1.2\nb,-3,4,1"])
+def test_a_person_in_the_picture_s_first_pixel_is_one_beside_others(manifest, text):
+    assert manifest(f"uri,{text}\n")["scale"].null_count == 0
+
+
 def test_a_centre_goes_before_a_box_and_rows_may_have_either_or_none(manifest):
     table = manifest("uri,center_x,center_y,scale,x1,y1,x2,y2\na,1,2,3,0,0,100,100\nb,,,,0,0,100,100\nc,1,2,3,,,,\nd,,,,,,,\n")
     assert table["person_from"].to_pylist() == ["center", "box", "center", None]

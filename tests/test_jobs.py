@@ -234,7 +234,7 @@ def test_train_says_what_is_wrong(mistakes: Mistakes, person_samples: str, tmp_p
     message = mistakes.message(train, **new, model="deeppose", regression_head="heatmap")
     assert "deeppose has no feature map for the heatmap head; choices: direct, paper" in message
     assert "no weights at" in mistakes.message(train, **new, model="test_resnet", weights=tmp_path / "none.pt")
-    assert "--learning-rate must be positive, got 0" in mistakes.message(train, **new, learning_rate=0)
+    assert "--learning-rate must be positive and finite, got 0" in mistakes.message(train, **new, learning_rate=0)
     assert "cannot read the config file" in mistakes.message(train, **new, config=tmp_path / "none.yaml")
     message = mistakes.message(train, **new, num_workers=7)
     assert "training with 7 workers needs 7 CPUs and 0 GPUs, the cluster has 6 CPUs" in message

@@ -77,7 +77,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "material": ({"results", "runs", "cases", "comparing"}, False, False),
     "report_scores": ({"scores", "sources", "html_page", "material"}, False, False),
     "report_people": ({"scores", "overlays", "cases", "comparing", "html_page", "material", "runs"}, False, False),
-    "report_page": ({"predictions", "results", "html_page", "material", "report_scores", "report_people"}, False, False),
+    "report_page": ({"predictions", "results", "storage", "html_page", "material", "report_scores", "report_people"}, False, False),
     "cutting": ({"fetching", "images", "samples", "storage"}, False, False),
     "preparing": (MATHS | {"mpii", "config", "samples", "cluster", "cutting", "progress", "writers"}, False, True),
     "global_batch": ({"batches"}, True, False),
@@ -89,7 +89,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
         True,
         False,
     ),
-    "watching": ({"storage"}, False, False),
+    "watching": ({"failures", "storage"}, False, False),
     "train_loop": (
         MATHS
         | NETWORKS
@@ -101,7 +101,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "training_data": (MATHS | {"cluster", "config", "samples", "tasks"}, False, True),
     "training": (
         {"checkpoints", "cluster", "config", "model_file", "models", "runs", "samples", "snapshots", "storage", "tasks"}
-        | {"train_loop", "train_steps", "training_data", "watching", "weights", "writers"},
+        | {"failures", "optimizers", "retrying", "train_loop", "train_steps", "training_data", "watching", "weights", "writers"},
         True,
         True,
     ),
@@ -116,11 +116,12 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
         False,
         True,
     ),
-    "trials": ({"runs", "storage"}, False, True),
+    "trials": ({"retrying", "runs", "storage"}, False, True),
     "searching": ({"config", "trials"}, False, True),
     "sweep_plots": ({"plots"}, False, False),
     "tuning": (
         {
+            "retrying",
             "training",
             "training_data",
             "trials",
@@ -144,7 +145,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "study_table": ({"predictions", "results", "scores", "sources", "storage"}, False, False),
     "study": (
         {"cli", "config", "failures", "model_file", "preparing", "report", "results", "runs", "scoring", "sources", "storage"}
-        | {"study_rows", "study_table", "training", "watching"},
+        | {"study_rows", "study_table", "training", "watching", "writers"},
         False,
         True,
     ),

@@ -2,8 +2,11 @@
 
 import csv
 import io
+import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from scipy.io import savemat
 
@@ -13,10 +16,12 @@ from posepipe.mpii import (
     PERSON,
     inventory,
     parse_annotations,
+    parse_val_list,
     read_annotation_file,
     read_annotations,
     select_people,
 )
+from posepipe.preparing import _is_listed
 from posepipe.skeleton import JOINT, JOINT_NAMES
 
 EMPTY = np.empty((0, 0))
@@ -314,6 +319,18 @@ def test_the_real_list_has_its_known_numbers(whole_list):
         "people_with_all_joints": 19919,
         "images_missing": 24987,
     }
+
+
+def test_the_standard_validation_people_are_found_among_those_of_their_pictures(whole_list, shared_data):
+    truth = np.load(shared_data / "pckh-vectors" / "ground_truth.npz")
+    places = zip(truth["image"].tolist(), truth["objpos"].tolist(), strict=True)
+    listed = parse_val_list(json.dumps([{"image": image, "center": place, "scale": 1} for image, place in places]))
+    persons = whole_list[1].filter(whole_list[1]["has_joints"])
+    in_pictures = persons.filter(pc.is_in(persons["image"], pa.array(listed)))
+    found = [row for row in in_pictures.to_pylist() if _is_listed(row["image"], row["center"], listed)]
+    ids = [f"{image}#{rect - 1}" for image, rect in zip(truth["image"].tolist(), truth["rect_id"].tolist(), strict=True)]
+    assert sorted(f"{row['image']}#{row['person_index']}" for row in found) == sorted(ids)
+    assert (len(found), in_pictures.num_rows) == (2958, 6637)
 
 
 def test_single_finds_people_at_the_second_and_third_place_of_the_real_list(whole_list):

@@ -12,7 +12,7 @@ from torch import nn
 from posepipe.config import TrainConfig
 from posepipe.model_file import ModelConfig
 from posepipe.models import build_model
-from posepipe.optimizers import WeightAverage, build_optimizer, build_schedule, learning_rate_factor
+from posepipe.optimizers import WeightAverage, build_optimizer, build_schedule, learning_rate_factor, require_schedule
 
 CONFIG = TrainConfig(samples_uri="samples", runs_uri="runs", name="run", learning_rate=0.1)
 
@@ -132,6 +132,16 @@ def test_schedules_by_hand():
     )
     assert [learning_rate_factor(CONFIG, step, 100) for step in (0, 99)] == [1, 1]
     assert [learning_rate_factor(change(warmup_steps=4), step, 100) for step in (0, 1, 3, 4)] == [0.25, 0.5, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "end"), [({"schedule": "cosine"}, 100), ({}, 100), ({"schedule": "step", "milestones": (0.25, 0.5)}, 25)]
+)
+def test_a_warm_up_that_leaves_nothing_of_the_schedule_is_refused(settings, end):
+    require_schedule(change(**settings), 100)
+    require_schedule(change(**settings, warmup_steps=end - 1), 100)
+    with pytest.raises(ValueError, match=rf"--warmup-steps {end} lasts until .* after {end} of 100 steps; -1 takes 3 %"):
+        require_schedule(change(**settings, warmup_steps=end), 100)
 
 
 def test_a_schedule_keeps_the_ratio_of_the_groups():

@@ -145,6 +145,50 @@ def test_a_validation_list_decides_the_split(ray_session: None, synthetic_mpii: 
     assert {row["image"] for row in rows if row["split"] == "val"} == set(names)
 
 
+def test_a_list_of_people_takes_these_alone_and_leaves_the_others_of_their_pictures_out(
+    ray_session: None, synthetic_mpii: str, tmp_path: Path
+) -> None:
+    _, persons = mpii.read_annotations(synthetic_mpii)
+    people = [row for row in persons.to_pylist() if row["is_train"] and row["has_joints"]]
+    (image,) = [name for name, count in Counter(row["image"] for row in people).items() if count > 1][:1]
+    chosen, *others = [row for row in people if row["image"] == image]
+    # HRNet's file has objpos as MPII does: from 1 on.
+    listed = [{"image": image, "center": [place + 1 for place in chosen["center"]], "joints": []}, {"image": "far.jpg", "center": [1, 1]}]
+    (tmp_path / "valid.json").write_text(json.dumps(listed))
+    manifest = preparing.prepare(config(synthetic_mpii, tmp_path / "samples", val_list=str(tmp_path / "valid.json")))
+    splits = {row["sample_id"]: row["split"] for row in read_all(tmp_path / "samples").to_pylist()}
+    expected = {f"{row['image']}#{row['person_index']}": "train" for row in people if row["image"] != image}
+    assert {name: split for name, split in splits.items() if split != "test"} == expected | {f"{image}#{chosen['person_index']}": "val"}
+    assert others
+    assert manifest["val"]["num_images"] == 2
+
+
+def test_lists_of_other_people_of_the_same_pictures_are_other_samples(synthetic_mpii: str, tmp_path: Path) -> None:
+    found = []
+    people = ('[{"image": "a.jpg", "center": [1, 2]}]', '[{"image": "a.jpg", "center": [3, 2]}]')
+    for number, text in enumerate(("a.jpg\n", '["a.jpg"]', *people)):
+        (tmp_path / str(number)).write_text(text)
+        found.append(preparing._settings(config(synthetic_mpii, tmp_path, val_list=str(tmp_path / str(number))), "")["val"]["list_sha256"])
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize("text", ["[1, 2", '[{"center": [1, 2]}]', '[{"image": "a.jpg", "center": 3}]'])
+def test_a_validation_list_that_is_none_is_refused(synthetic_mpii: str, tmp_path: Path, text: str) -> None:
+    (tmp_path / "valid.json").write_text(text)
+    with pytest.raises(ValueError, match=r"is neither a list of names nor HRNet's valid\.json"):
+        preparing.prepare(config(synthetic_mpii, tmp_path / "samples", val_list=str(tmp_path / "valid.json")))
+
+
+def test_pictures_in_folders_are_counted_where_they_lie(synthetic_mpii: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/1.jpg", "2.jpg"):
+        storage.write_bytes(f"{tmp_path}/images/{name}", b"")
+    images = [{"image": name, "is_train": True} for name in ("a/1.jpg", "b/1.jpg", "1.jpg", "2.jpg")]
+    tables = pa.Table.from_pylist(images, mpii.IMAGE), mpii.PERSON.empty_table()
+    monkeypatch.setattr(mpii, "read_annotations", lambda _: tables)
+    assert preparing.inventory(config(str(tmp_path), tmp_path / "samples"))["images_missing"] == 2
+
+
 def test_a_validation_list_of_another_data_set_is_refused(ray_session: None, synthetic_mpii: str, tmp_path: Path) -> None:
     (tmp_path / "val.txt").write_text("elsewhere.jpg\n")
     with pytest.raises(ValueError, match="none of the 1 names"):

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import platform
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -54,9 +55,9 @@ def shard(tmp_path):
     return write_and_read
 
 
-def reader(tmp_path, framing="image", sizes=SIZES, files=(), max_bytes=2**20, max_pixels=10**6, niceness=0):
+def reader(tmp_path, framing="image", sizes=SIZES, files=(), max_bytes=2**20, max_pixels=10**6, **others):
     run_uri = str(tmp_path / "run")
-    return ShardReader(run_uri, tuple(files), f"{run_uri}/done/x", framing, sizes, max_bytes, max_pixels, niceness)
+    return ShardReader(run_uri, tuple(files), f"{run_uri}/done/x", framing, sizes, max_bytes, max_pixels, **others)
 
 
 def split(row, sizes):
@@ -115,6 +116,17 @@ def test_limits_of_bytes_and_pixels_are_statuses(shard):
     assert [row["status"] for row in rows] == ["too_large", "too_large"]
     assert rows[0]["detail"] == f"{len(GOOD)} bytes, the limit is {len(GOOD) - 1}"
     assert "101 x 200 pixels, the limit is 20199" in rows[1]["detail"]
+
+
+def test_a_web_server_that_was_given_up_is_a_status(shard, monkeypatch):
+    monkeypatch.setattr(fetching, "_silent", {})
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        gone = f"http://127.0.0.1:{closed.getsockname()[1]}/a.png"
+        rows, _, crops = shard({"b.png": GOOD}, f"uri\n{gone}\nb.png\n", unreachable_after=0.1)
+    assert [row["status"] for row in rows] == ["ok", "unreachable"]
+    assert "the storage failed for 0.1 s" in rows[1]["detail"]
+    assert [len(of_size) for of_size in crops.values()] == [1, 1]
 
 
 def test_the_limit_of_bytes_may_be_raised(shard, monkeypatch):
@@ -186,7 +198,7 @@ def test_a_turned_picture_is_upright_in_its_crop(shard):
 
 
 def test_a_storage_that_is_gone_is_no_status(shard, monkeypatch):
-    def fetch(uris, _):
+    def fetch(*_, **__):
         raise StorageUnavailableError("gone")
 
     monkeypatch.setattr(fetching, "fetch", fetch)
@@ -199,11 +211,11 @@ def test_after_a_shard_that_failed_midway_the_next_one_has_its_own_crops(shard, 
     monkeypatch.setattr(fetching, "AT_ONCE", 4)
     fetch, calls = fetching.fetch, []
 
-    def fail_later(uris, max_bytes):
+    def fail_later(uris, *limits, **others):
         calls.append(uris)
         if len(calls) == 3:
             raise StorageUnavailableError("gone")
-        return fetch(uris, max_bytes)
+        return fetch(uris, *limits, **others)
 
     with monkeypatch.context() as patch:
         patch.setattr(fetching, "fetch", fail_later)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.report import draw_pictures, draw_rows, write_predictions
 from jobs import report as job
-from posepipe import cases, html_page, plots, report, snapshots, storage
+from posepipe import cases, html_page, plots, report, report_page, snapshots, storage
 from posepipe.config import ReportConfig
 from posepipe.predictions import PREDICTION
 from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE
@@ -278,6 +278,31 @@ def test_predictions_without_labels_are_a_report(tmp_path, pictures):
     assert "PCKh@0.5, official %" not in text
     assert page.count("data:image/jpeg;base64,") == 12
     assert (tmp_path / "report" / "plots" / "joint_confidence.png").exists()
+
+
+def test_a_run_of_which_nothing_was_predicted_is_a_report(tmp_path, pictures):
+    def fail(row):
+        unlabel(row)
+        row |= {"status": "missing", "detail": "gone", "joints": None, "head_box": None, "joint_confidence": None}
+
+    page, _ = build(tmp_path, write_run(tmp_path / "bucket", pictures, change=fail))
+    assert "missing" in text_of(page)
+    assert not (tmp_path / "report" / "tables" / "cases.csv").exists()
+
+
+def test_a_folder_of_predictions_is_no_place_for_a_report(tmp_path, pictures):
+    uri = write_run(tmp_path / "bucket", pictures)
+    before = sorted(path for path in (tmp_path / "bucket").rglob("*"))
+    with pytest.raises(ValueError, match="bucket holds samples or predictions; choose another --report-uri"):
+        report.build(ReportConfig(report_uri=uri, predictions_uri=(uri,)))
+    assert sorted(path for path in (tmp_path / "bucket").rglob("*")) == before
+
+
+@pytest.mark.parametrize("names", [("実験", "比較"), ("a b", "a_b")])
+def test_plots_of_different_names_are_different_files(names):
+    files = report_page.file_names(names)
+    assert (list(files), len(set(files.values()))) == (list(names), 2)
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", file) for file in files.values())
 
 
 def test_nobody_is_an_error(tmp_path):

@@ -161,6 +161,7 @@ LASTING = [
     s3_error("InvalidAccessKeyId", 403),
     s3_error("PreconditionFailed", 412),
     s3_error("InvalidRequest", 400),
+    s3_error("NotImplemented", 501),  # a server that knows no conditional write
     s3_error("KeyTooLongError", 400),
     translated(FileNotFoundError, "NoSuchKey", 404),
     translated(OSError, "InvalidRequest", 400),

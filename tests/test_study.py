@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from posepipe import cli, predictions, results, runs, samples, scoring, sources, storage, study, study_table, training, watching
+from posepipe import cli, predictions, results, runs, samples, scoring, sources, storage, study, study_table, training, watching, writers
 from posepipe.config import StudyConfig, TrainConfig
 
 CONFIG = StudyConfig(mpii_uri="raw", study_uri="study")
@@ -176,6 +176,23 @@ def test_run_again_it_reads_what_is_complete(outcome: study.Outcome, config: Stu
     monkeypatch.setattr(training, "TorchTrainer", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(scoring, "_run_shards", lambda *_: pytest.fail("scored again"))
     assert study.run(dataclasses.replace(config, rows=("masks", "person"))).rows == outcome.rows[:2]
+
+
+def test_two_processes_do_not_work_on_one_study(outcome: study.Outcome, config: StudyConfig) -> None:
+    message = r"is writing .*study; wait for it, or stop it"
+    with writers.Writer(config.study_uri, takeover_after=2.0), pytest.raises(ValueError, match=message):
+        study.run(config)
+
+
+def test_samples_of_another_validation_list_are_not_gone_on_with(outcome: study.Outcome, config: StudyConfig) -> None:
+    listed = Path(config.val_list)
+    names = listed.read_text()
+    listed.write_text(names.partition("\n")[2])
+    try:
+        with pytest.raises(ValueError, match=r"holds samples made with other settings \(val was .*list_sha256"):
+            study.run(config)
+    finally:
+        listed.write_text(names)
 
 
 def test_a_study_without_any_score_says_why(outcome: study.Outcome, config: StudyConfig) -> None:

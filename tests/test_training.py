@@ -21,6 +21,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
+from ray.train import ControllerError
 
 from posepipe import (
     cluster,
@@ -154,6 +155,56 @@ def test_a_run_whose_list_of_checkpoints_is_cut_off_says_what_to_do(person_sampl
 def test_a_name_that_ray_train_gave_its_list_is_the_one_that_is_looked_at(finished: tuple[TrainConfig, dict[str, Any]]) -> None:
     run, _ = finished
     assert storage.read_json(str(Path(run.runs_uri) / run.name / runs.CHECKPOINTS_FILE))["checkpoint_results"]
+
+
+def test_a_run_that_goes_on_at_a_checkpoint_needs_no_other_weights(finished: tuple[TrainConfig, dict[str, Any]]) -> None:
+    run, _ = finished
+    data = training_data.load_data(run)
+    gone = dataclasses.replace(run, weights=(f"{run.runs_uri}/gone.pt",))
+    assert training.build_initial_model(gone, data)
+    with pytest.raises(ValueError, match="no weights at"):
+        training.build_initial_model(dataclasses.replace(gone, name="another"), data)
+
+
+def test_a_run_begun_anew_in_the_same_place_is_another_one(tmp_path: Path) -> None:
+    run = dataclasses.asdict(config("samples", tmp_path, "run", weights=["none"]))
+    first = training.claim_folder(str(tmp_path / "run"), run)
+    assert training.claim_folder(str(tmp_path / "run"), run) == first
+    assert storage.read_json(str(tmp_path / "run" / training.CONFIG_FILE))["id"] == first
+    shutil.rmtree(tmp_path / "run")
+    assert training.claim_folder(str(tmp_path / "run"), run) != first
+    # One from before there were ids is known by its place, as it was then.
+    storage.write_json(str(tmp_path / "older" / training.CONFIG_FILE), run)
+    assert training.claim_folder(str(tmp_path / "older"), run) == storage.fingerprint(str(tmp_path / "older"))
+
+
+class FlakyTrainer:
+    """A trainer whose controller fails so, one fit after the other, and then gives a result."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures, self.num_fits = list(failures), 0
+
+    def fit(self) -> str:
+        self.num_fits += 1
+        if self.failures:
+            raise ControllerError(self.failures.pop(0))
+        return "result"
+
+
+def test_a_storage_that_fails_ray_s_controller_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "RESTART_PAUSES", (0.0, 0.0))
+    passing = [OSError("AWS Error NETWORK_CONNECTION during PutObject"), TimeoutError("late")]
+    trainer: Any = FlakyTrainer(*passing)
+    assert (training._fit_through_faults(trainer), trainer.num_fits) == ("result", 3)
+    trainer = FlakyTrainer(*passing, *passing)
+    with pytest.raises(ControllerError):
+        training._fit_through_faults(trainer)
+    assert trainer.num_fits == 3
+    for lasting in (ValueError("a mistake"), PermissionError("no")):
+        trainer = FlakyTrainer(lasting)
+        with pytest.raises(ControllerError):
+            training._fit_through_faults(trainer)
+        assert trainer.num_fits == 1
 
 
 def test_norms_that_are_not_there_cannot_be_frozen(person_samples: str, tmp_path: Path) -> None:
@@ -574,6 +625,16 @@ def test_samples_stay_encoded_where_they_would_not_fit_decoded(
 
 
 @pytest.mark.parametrize("task", sorted(TASKS))
+def test_samples_without_a_validation_split_are_refused_before_any_is_loaded(
+    person_samples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = samples.read_manifest(person_samples)
+    storage.write_json(str(tmp_path / storage.MANIFEST), {**manifest, "files": [f for f in manifest["files"] if f["split"] == "train"]})
+    monkeypatch.setattr("ray.data.Dataset.materialize", lambda _: pytest.fail("was loaded"))
+    with pytest.raises(ValueError, match="has no val samples; rows per split"):
+        training_data.load_data(config(str(tmp_path), tmp_path, "x"))
+
+
 def test_an_empty_split_is_refused_with_the_rows_there_are(person_samples: str, tmp_path: Path, task: str) -> None:
     manifest = samples.read_manifest(person_samples)
     storage.write_json(str(tmp_path / storage.MANIFEST), {**manifest, "files": [f for f in manifest["files"] if f["split"] == "test"]})

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from posepipe import storage, trials
+from posepipe.runs import CHECKPOINTS_FILE
 from posepipe.trials import Trial
 
 
@@ -17,6 +18,7 @@ def history(*objectives: float) -> list[dict[str, Any]]:
 def write_run(sweep_uri: str, name: str, *, checkpoints: list[float], is_complete: bool = False) -> None:
     """What training leaves in a trial's folder: the last checkpoint holds the whole history."""
     uri = trials.trial_uri(sweep_uri, name)
+    storage.write_json(f"{uri}/{CHECKPOINTS_FILE}", {"checkpoint_results": checkpoints})
     for number in range(len(checkpoints)):
         storage.write_json(f"{uri}/checkpoint_{number}/history.json", history(*checkpoints[: number + 1]))
     if is_complete:
@@ -31,9 +33,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A sweep's folder, whose trials' checkpoints Ray finds."""
 
     def from_path(path: str) -> SimpleNamespace:
-        folders = sorted(Path(path).glob("checkpoint_*"))
-        if not folders:
-            raise RuntimeError("no checkpoint manager snapshot")
+        folders = sorted(each for each in Path(path).glob("checkpoint_*") if each.is_dir())
         kept = [(SimpleNamespace(path=str(each)), storage.read_json(f"{each}/history.json")[-1]) for each in folders]
         return SimpleNamespace(checkpoint=kept[-1][0], best_checkpoints=kept)
 
@@ -78,6 +78,29 @@ def test_a_complete_run_is_complete_also_where_the_driver_died_before_it_knew(sw
     trial = only(sweep)
     assert (trial.status, trial.has_ended, trial.checkpoint_uri) == ("completed", True, f"{sweep}/trials/trial-000")
     assert trial.best == history(0.1, 0.4)[1]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"checkpoint_results": [{"vers', b'{"checkpoint_results": []}'])
+def test_a_trial_without_a_whole_list_of_checkpoints_has_none(sweep: str, content: bytes) -> None:
+    trials.write_record(sweep, "trial-000", {})
+    write_run(sweep, "trial-000", checkpoints=[0.3])
+    storage.write_bytes(f"{trials.trial_uri(sweep, 'trial-000')}/{CHECKPOINTS_FILE}", content)
+    assert (only(sweep).status, only(sweep).best) == ("under way", None)
+
+
+def test_checkpoints_that_cannot_be_read_just_now_are_not_taken_for_none(sweep: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials.write_record(sweep, "trial-000", {}, has_ended=True)
+    write_run(sweep, "trial-000", checkpoints=[0.3])
+    from_path, faults = trials.ray.train.Result.from_path, [OSError("AWS Error NETWORK_CONNECTION"), TimeoutError("late")]
+
+    def maybe_fail(path: str) -> SimpleNamespace:
+        if faults:
+            raise faults.pop()
+        return from_path(path)
+
+    monkeypatch.setattr(trials.ray.train.Result, "from_path", maybe_fail)
+    monkeypatch.setattr("posepipe.retrying._pauses", lambda: iter(lambda: 1e-4, None))
+    assert only(sweep).row()["objective"] == 0.3
 
 
 def test_a_failed_trial_keeps_its_reason_and_what_it_reached(sweep: str) -> None:

@@ -20,6 +20,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from posepipe import failures, runs, samples, scoring, storage, training, trials, tuning
 from posepipe.config import ScoreConfig, TrainConfig, TuneConfig
+from posepipe.retrying import StorageUnavailableError
 from posepipe.trials import Trial
 from posepipe.writers import Writer
 
@@ -136,6 +137,42 @@ def test_a_trial_whose_node_is_lost_is_tried_again(monkeypatch: pytest.MonkeyPat
             run_trial(monkeypatch, tmp_path, error)
     # Train has tried this again already.
     assert run_trial(monkeypatch, tmp_path, WorkerGroupError("", {0: lost})).startswith("OutOfMemoryError: ")
+
+
+def test_a_trial_whose_storage_was_away_is_tried_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for error in (StorageUnavailableError("away"), ControllerError(OSError("AWS Error NETWORK_CONNECTION")), TimeoutError("late")):
+        with pytest.raises(type(error)):
+            run_trial(monkeypatch, tmp_path, error)
+    assert run_trial(monkeypatch, tmp_path, FileNotFoundError(2, "gone")).startswith("FileNotFoundError: ")
+
+
+def test_a_sweep_that_goes_on_tries_again_what_did_not_fail_by_its_own_settings() -> None:
+    def status_of(error: str | None, status: str = "failed") -> str:
+        return tuning._try_again(Trial("trial-000", {}, status, error, [], None, None)).status
+
+    for error in ("OSError: [Errno 28] No space left on device", "OutOfMemoryError: full", "MlflowException: no server", None):
+        assert status_of(error) == "under way"
+    for error in ("ValueError: unknown model 'nosuch'", "NonFiniteError: the loss is nan"):
+        assert status_of(error) == "failed"
+    assert status_of(None, "completed") == "completed"
+    assert status_of(None, "stopped early") == "stopped early"
+
+
+def test_the_model_that_is_looked_at_first_is_one_that_trials_use(
+    ray_session: None, person_samples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[TrainConfig] = []
+
+    def build(config: TrainConfig, data: object) -> None:
+        looked_at.append(config)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(training, "build_initial_model", build)
+    train = TrainConfig(samples_uri=person_samples, runs_uri=str(tmp_path), name="sweep", model="resnet10t")
+    search = ("model=choice:test_resnet,resnet18", "learning_rate=loguniform:1e-4,1e-3")
+    with pytest.raises(ValueError, match="enough"):
+        tuning.tune(TuneConfig(train=train, search=search, num_trials=2))
+    assert [(each.model, each.learning_rate) for each in looked_at] == [("test_resnet", train.learning_rate)]
 
 
 def test_a_reason_is_one_short_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ ROW = {"epoch": 2, "train_loss": 0.5, "val_pckh": 0.25, "gpu_memory_bytes": None
 
 
 def test_event_files_hold_epochs_and_steps_and_an_epoch_that_is_done_again_once(tmp_path: Path) -> None:
-    watcher = watching.Watcher(str(tmp_path), "run", {}, "none")
+    watcher = watching.Watcher(str(tmp_path), "id0", "run", {}, "none")
     watcher.show_epoch({**ROW, "epoch": 1}, [4.0, 3.0, 2.0])
     watcher.show_epoch(ROW, [9.0, 9.0, 9.0])
-    again = watching.Watcher(str(tmp_path), "run", {}, "none")
+    again = watching.Watcher(str(tmp_path), "id0", "run", {}, "none")
     again.show_epoch(ROW, [1.0, float("nan"), 0.5])
     events = watching.read_events(str(tmp_path))
     assert events["step/loss"] == [(1, 4.0), (2, 3.0), (3, 2.0), (4, 1.0), (6, 0.5)]
@@ -29,7 +29,7 @@ def test_event_files_hold_epochs_and_steps_and_an_epoch_that_is_done_again_once(
 def test_an_epoch_ends_when_it_is_shown_for_the_last_time(tmp_path: Path) -> None:
     marks = [time.time()]
     for epoch in (1, 2, 2, 3):
-        watching.Watcher(str(tmp_path), "run", {}, "none").show_epoch({**ROW, "epoch": epoch}, [1.0])
+        watching.Watcher(str(tmp_path), "id0", "run", {}, "none").show_epoch({**ROW, "epoch": epoch}, [1.0])
         marks.append(time.time())
     ends = watching.read_epoch_ends(str(tmp_path))
     assert [start <= end <= stop for start, end, stop in zip([marks[0], *marks[2:4]], ends, [marks[1], *marks[3:]], strict=True)] == [
@@ -42,7 +42,7 @@ def test_event_files_go_to_any_storage(s3_endpoint: str) -> None:
 
     filesystem, _ = storage.open_filesystem("s3://events")
     filesystem.mkdir("events")
-    watching.Watcher("s3://events/runs/run", "run", {}, "none").show_epoch(ROW, [1.0])
+    watching.Watcher("s3://events/runs/run", "id0", "run", {}, "none").show_epoch(ROW, [1.0])
     assert watching.read_events("s3://events/runs/run")["epoch/val_pckh"] == [(2, 0.25)]
 
 
@@ -93,11 +93,11 @@ class FakeMlflow(ModuleType):
 def test_mlflow_goes_on_with_the_run_that_was_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     mlflow = FakeMlflow()
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    first = watching.Watcher(str(tmp_path), "run", {"seed": 0}, "mlflow")
+    first = watching.Watcher(str(tmp_path), "id0", "run", {"seed": 0}, "mlflow")
     for epoch in (1, 2):
         first.show_epoch({**ROW, "epoch": epoch}, [1.0])
     first.close(False)
-    second = watching.Watcher(str(tmp_path), "run", {"seed": 0}, "mlflow")
+    second = watching.Watcher(str(tmp_path), "id0", "run", {"seed": 0}, "mlflow")
     for epoch in (2, 3):
         second.show_epoch({**ROW, "epoch": epoch}, [1.0])
     second.close(True)
@@ -105,7 +105,7 @@ def test_mlflow_goes_on_with_the_run_that_was_interrupted(monkeypatch: pytest.Mo
     assert (run["name"], run["params"], run["run_uri"]) == ("run", {"seed": 0}, str(tmp_path))
     assert [(value, step) for name, value, step in run["metrics"] if name == "val_pckh"] == [(0.25, 1), (0.25, 2), (0.25, 3)]
     assert mlflow.status == ["FAILED", "FINISHED"]
-    watching.Watcher(str(tmp_path / "other"), "run", {}, "mlflow")
+    watching.Watcher(str(tmp_path), "id1", "run", {}, "mlflow")
     assert len(mlflow.runs) == 2
 
 
@@ -117,15 +117,63 @@ def test_wandb_goes_on_with_the_run_that_was_interrupted(monkeypatch: pytest.Mon
         assert (name, resume, config) == ("run", "allow", {"seed": 0})
         return SimpleNamespace(
             step=logged[id][-1][0] + 1 if logged[id] else 0,
-            log=lambda row, step: logged[id].append((step, row["val_pckh"])),
+            log=lambda row, step, commit: logged[id].append((step, row["val_pckh"])) if commit else None,
             finish=lambda exit_code: exit_codes.append(exit_code),
         )
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     for epochs, is_complete in (((1, 2), False), ((2, 3), True)):
-        watcher = watching.Watcher(str(tmp_path), "run", {"seed": 0}, "wandb")
+        watcher = watching.Watcher(str(tmp_path), "id0", "run", {"seed": 0}, "wandb")
         for epoch in epochs:
             watcher.show_epoch({**ROW, "epoch": epoch}, [1.0])
         watcher.close(is_complete)
     assert list(logged.values()) == [[(1, 0.25), (2, 0.25), (3, 0.25)]]
     assert exit_codes == [1, 0]
+
+
+def test_a_server_that_is_away_stops_nobody_and_gets_its_epochs_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mlflow = FakeMlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    log, is_away = mlflow.log_metrics, [False]
+
+    def maybe_log(*arguments: Any, **others: Any) -> None:
+        if is_away[0]:
+            raise ConnectionError("no\nserver")
+        log(*arguments, **others)
+
+    monkeypatch.setattr(mlflow, "log_metrics", maybe_log)
+    watcher = watching.Watcher(str(tmp_path), "id0", "run", {}, "mlflow")
+    for epoch in (1, 2, 3, 4):
+        is_away[0] = epoch in (2, 3)
+        watcher.show_epoch({**ROW, "epoch": epoch}, [1.0])
+    watcher.close(True)
+    (run,) = mlflow.runs.values()
+    assert [step for name, _, step in run["metrics"] if name == "val_pckh"] == [1, 2, 3, 4]
+    assert "mlflow does not answer, 2 epochs wait for it: ConnectionError: no server" in capsys.readouterr().out
+    assert watching.read_events(str(tmp_path))["epoch/val_pckh"] == [(epoch, 0.25) for epoch in (1, 2, 3, 4)]
+
+
+def test_a_server_that_is_away_at_a_restart_is_found_later_and_at_the_beginning_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mlflow = FakeMlflow()
+    search = mlflow.search_runs
+
+    def fail(**_: Any) -> None:
+        raise ConnectionError("no server")
+
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setattr(mlflow, "search_runs", fail)
+    with pytest.raises(ConnectionError):
+        watching.Watcher(str(tmp_path), "id0", "run", {}, "mlflow")
+    watcher = watching.Watcher(str(tmp_path), "id0", "run", {}, "mlflow", is_new=False)
+    watcher.show_epoch(ROW, [1.0])
+    assert not mlflow.runs
+    monkeypatch.setattr(mlflow, "search_runs", search)
+    watcher.show_epoch({**ROW, "epoch": 3}, [1.0])
+    watcher.close(True)
+    (run,) = mlflow.runs.values()
+    assert [step for name, _, step in run["metrics"] if name == "val_pckh"] == [2, 3]
+    assert mlflow.status == ["FINISHED"]

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import threading
+import time
 
 import pytest
 
@@ -111,6 +112,15 @@ def test_a_writer_notices_that_another_one_took_over(run_uri):
         after = newest(run_uri)
     assert newest(run_uri) == after, "who has lost the run writes no more, also when it ends"
     assert not storage.read_json(storage.join_uri(run_uri, "writers", "000001.json"))["released"]
+
+
+def test_what_never_asks_is_interrupted_when_another_one_took_over(run_uri):
+    with Writer(run_uri, 0.3, say=[].append, interrupt=True) as asleep:
+        storage.write_json(storage.join_uri(run_uri, "writers", "000002.json"), {})
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(30)
+        with pytest.raises(LostRunError):
+            asleep.check()
 
 
 def test_of_successors_that_race_one_wins(tmp_path):
