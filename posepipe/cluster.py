@@ -1,10 +1,12 @@
 """Connect to Ray, check resources before starting."""
 
+import contextlib
 import logging
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ import ray
 import ray._private.state
 import ray.data
 import yaml
+from ray.util import placement_group, remove_placement_group
 
 BOOTSTRAP_CONFIG = "~/ray_bootstrap_config.yaml"
 NO_LIMIT = 10_000  # nodes of a kind, for what Ray calls -1
@@ -99,7 +102,7 @@ def _nodes() -> tuple[list[_Group], float]:
         return [_Group(group.max_count if group.max_count >= 0 else NO_LIMIT, dict(group.resources)) for group in groups], math.inf
     config = _bootstrap_config()
     if config is None:
-        return [_Group(1, node["Resources"]) for node in ray.nodes() if node["Alive"]], math.inf
+        return _nodes_up(), math.inf
     limit = config.get("max_workers", 0)
     return [
         _Group(1, node.get("resources", {}))
@@ -107,6 +110,10 @@ def _nodes() -> tuple[list[_Group], float]:
         else _Group(min(node.get("max_workers", limit), limit), node.get("resources", {}), is_counted=True)
         for name, node in config["available_node_types"].items()
     ], limit
+
+
+def _nodes_up() -> list[_Group]:
+    return [_Group(1, node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
 def _bootstrap_config() -> dict[str, Any] | None:
@@ -149,8 +156,7 @@ def describe() -> str:
 
 def smallest_object_store(cpus: float = 1, gpus: float = 0) -> float:
     """Bytes of the smallest object store among the nodes that could take a process of so many CPUs and GPUs."""
-    nodes = [_Group(1, node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    return min((node.resources.get("object_store_memory", 0.0) for node in nodes if node.num_units(cpus, gpus)), default=math.inf)
+    return min((node.resources.get("object_store_memory", 0.0) for node in _nodes_up() if node.num_units(cpus, gpus)), default=math.inf)
 
 
 def room_for_cache(cpus: float, gpus: float) -> float:
@@ -169,15 +175,42 @@ def from_items(items: list[dict[str, Any]]) -> ray.data.Dataset:
     return dataset
 
 
-def num_fitting(*, cpus: float, gpus: float = 0) -> int:
-    """How many units of so many CPUs and GPUs the nodes hold at once; a unit does not stretch over nodes."""
-    groups, limit = _nodes()
+def num_fitting(*, cpus: float, gpus: float = 0, are_up: bool = False) -> int:
+    """How many units of so many CPUs and GPUs the nodes hold at once, or those that are up; a unit does not stretch over nodes."""
+    groups, limit = (_nodes_up(), math.inf) if are_up else _nodes()
     fitting = 0
     for group in sorted(groups, key=lambda group: -group.num_units(cpus, gpus)):
         count = int(min(group.count, limit)) if group.is_counted else group.count
         limit -= count if group.is_counted else 0
         fitting += count * group.num_units(cpus, gpus)
     return fitting
+
+
+@contextlib.contextmanager
+def ask_for_nodes(count: int, cpus: float, gpus: float) -> Iterator[None]:
+    """Meanwhile the autoscaler is asked for nodes that hold `count` processes of so many CPUs and GPUs, of which none is taken.
+
+    These are placement groups: each gives its place up as soon as it has one, and all go when the driver does.
+    """
+    bundle = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
+    wanted = [placement_group([bundle]) for _ in range(count)]
+    is_over = threading.Event()
+
+    def give_up_places() -> None:
+        while wanted and not is_over.wait(0.5):
+            for group in [each for each in wanted if each.wait(0)]:
+                remove_placement_group(group)
+                wanted.remove(group)
+
+    thread = threading.Thread(target=give_up_places, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+        for group in wanted:
+            remove_placement_group(group)
 
 
 def require(what: str, needs: Sequence[Need], *, hint: str) -> None:

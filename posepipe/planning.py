@@ -228,6 +228,11 @@ def choose_num_actors(config: ScoreConfig, num_shards: int) -> int:
     return config.num_actors or max(1, min(fitting, num_shards // SHARDS_PER_ACTOR))
 
 
+def num_actors_up(config: ScoreConfig) -> int:
+    """As many as the nodes hold that are up, with room to read beside them."""
+    return cluster.num_fitting(cpus=choose_cpus_per_actor(config), gpus=int(config.use_gpu), are_up=True)
+
+
 def require_cluster(config: ScoreConfig, first_stage: Checkpoint | None) -> None:
     """Refuses a run whose actors, at least one, and one task that reads the cluster cannot hold."""
     count, stages = config.num_actors or 1, 2 if first_stage else 1

@@ -109,7 +109,9 @@ def _run_shards(
     if todo:
         dataset = _pipeline(config, plan, run_uri, done_uri, todo)
         errors: Counter[str] = Counter()
-        with Progress("score", plan.num_inputs, "inputs", done=before) as progress:
+        num_missing = max(0, planning.choose_num_actors(config, len(todo)) - planning.num_actors_up(config))
+        nodes = cluster.ask_for_nodes(num_missing, planning.choose_cpus_per_actor(config), int(config.use_gpu))
+        with nodes, Progress("score", plan.num_inputs, "inputs", done=before) as progress:
             try:
                 for row in dataset.iter_rows():
                     record = json.loads(row["record"])
@@ -142,6 +144,16 @@ def _shards_in_flight(config: ScoreConfig) -> int:
 def _num_concurrent(config: ScoreConfig) -> int:
     """Shards that an actor is at: one per core, or on a GPU one that it predicts and another of which it writes the rows."""
     return 2 if config.use_gpu else planning.choose_cpus_per_actor(config)
+
+
+def _pool(config: ScoreConfig, num_actors: int) -> dict[str, int]:
+    """The actors of a stage: all from the start where the nodes that are up hold them, otherwise as many as these hold, and more with more.
+
+    Actors that wait for nodes would take all that the first ones have, and leave nothing to readers or to the other stage: with fewer nodes
+    than there may be the run would stand still.
+    """
+    up = planning.num_actors_up(config)
+    return {"size": num_actors} if up >= num_actors else {"min_size": 1, "initial_size": max(1, up), "max_size": num_actors}
 
 
 def store_limit(config: ScoreConfig, num_actors: int, shard_bytes: int) -> int:
@@ -187,7 +199,7 @@ def _pipeline(config: ScoreConfig, plan: planning.Plan, run_uri: str, done_uri: 
     cpus, gpus = planning.actor_share(config, plan.first_stage)
     actors: dict[str, Any] = {
         "compute": ActorPoolStrategy(
-            size=num_actors,
+            **_pool(config, num_actors),
             max_tasks_in_flight_per_actor=_shards_in_flight(config),
             max_concurrent_calls_per_actor=_num_concurrent(config),
             enable_true_multi_threading=_num_concurrent(config) > 1,

@@ -5,11 +5,13 @@ import platform
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray.util import placement_group_table
 
 from posepipe import cluster
 from posepipe.cluster import Need
@@ -118,6 +120,22 @@ def test_cpus_of_all_nodes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_people_read_what_the_nodes_offer(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(monkeypatch, {"CPU": 2.0, "object_store_memory": 3 * 2**30}, {"CPU": 4.0, "GPU": 0.5, "object_store_memory": 2.25 * 2**30})
     assert cluster.describe() == "2 nodes with 6 CPUs and 0.5 GPUs, the smallest object store 2.2 GiB"
+
+
+def test_nodes_are_asked_for_and_no_place_on_them_is_taken(ray_session: None) -> None:
+    def states() -> Counter[str]:
+        return Counter(group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED")
+
+    before = states()
+    with cluster.ask_for_nodes(2, 4, 0):  # 6 CPUs hold one at a time
+        deadline = time.monotonic() + 60
+        while states() != before and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert states() == before, "a place was kept"
+    with cluster.ask_for_nodes(3, 64, 0):
+        time.sleep(1.5)
+        assert states() - before == {"PENDING": 3}
+    assert states() == before
 
 
 def test_a_worker_process_that_idled_is_used_again(ray_session: None) -> None:

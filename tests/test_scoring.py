@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from posepipe import metrics, model_file, models, planning, predictions, samples, scoring, storage, summaries
+from posepipe import cluster, metrics, model_file, models, planning, predictions, samples, scoring, storage, summaries
 from posepipe.config import ScoreConfig
 from posepipe.predictions import PREDICTION
 
@@ -89,6 +90,26 @@ def test_joints_are_in_image_px(scored: tuple[str, dict[str, Any]], person_sampl
     rows = {row["sample_id"]: row for row in predictions.read_predictions(scored[0]).to_pylist()}
     for sample_id, expected in zip(labels["sample_id"], points, strict=True):
         np.testing.assert_allclose(np.reshape(rows[sample_id]["joints"], (16, 2)), expected, atol=0.05)
+
+
+def test_with_fewer_nodes_than_may_come_the_two_stages_go_on(
+    ray_session: None, pose_checkpoint: str, image_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four nodes one is up, which the actors of one stage alone would fill."""
+    monkeypatch.setattr(cluster, "_nodes", lambda: ([cluster._Group(4, {"CPU": 6})], math.inf))
+    for number in range(48):
+        storage.write_bytes(str(tmp_path / "pictures" / f"{number:02d}.jpg"), jpeg())
+    config = ScoreConfig(
+        checkpoint_uri=(pose_checkpoint,),
+        first_stage_uri=image_checkpoint,
+        images_uri=str(tmp_path / "pictures"),
+        predictions_uri=str(tmp_path / "predictions"),
+        shard_size=1,
+    )
+    assert planning.choose_num_actors(config, 48) == 12
+    assert scoring._pool(config, 12) == {"min_size": 1, "initial_size": 3, "max_size": 12}
+    assert scoring._pool(config, 3) == {"size": 3}
+    assert scoring.score(config)["rows_read"] == 48
 
 
 @pytest.mark.parametrize(("use_gpu", "niceness"), [(True, 10), (False, 0)])
