@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 TRIALS_FILE = "trials.parquet"
 SWEEP_FILE = "sweep.json"
+NETWORK_FIELDS = ("model", "regression_head", "feature_stride", "direct_loss", "freeze_norm")
 MISTAKES = ("ValueError:", "TypeError:", "NonFiniteError:", "FloatingPointError:")
 OBJECTIVES = {"pose": "PCKh@0.5, official", "head": "mean IoU of the head box"}
 
@@ -60,9 +61,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     training.require_workers("one trial", shared)
     at_once = cluster.num_fitting(cpus=shared.cpus_per_worker, gpus=int(shared.use_gpu)) // shared.max_workers
     data = training_data.load_data(shared)
-    # The first values stand for all: what fits no trial is found before any starts.
-    first = {name: values[0] for name, kind, values in map(parse_search, config.search) if kind in ("grid", "choice")}
-    training.build_initial_model(with_parameters(shared, first), data)
+    _require_a_model(config, data)
     with Writer(sweep_uri) as writer:
         _claim_sweep(config, sweep_uri)
         known = [_try_again(trial) for trial in trials.read_trials(sweep_uri)]
@@ -76,6 +75,21 @@ def tune(config: TuneConfig) -> dict[str, Any]:
             raise KeyboardInterrupt(f"the sweep {sweep_uri} was interrupted; the same command goes on")
         writer.check(is_fresh=True)
         return _finish(config, sweep_uri, known, data)
+
+
+def _require_a_model(config: TuneConfig, data: training_data.TrainingData) -> None:
+    """Raises what is wrong with the network or its weights where that is so for every trial."""
+    searched = [field for field in map(parse_search, config.search) if field[0] in NETWORK_FIELDS]
+    wrong = None
+    for parameters in searching.grid([(name, "grid", values) for name, _, values in searched]):
+        try:
+            training.build_initial_model(with_parameters(config.train, parameters), data)
+        except ValueError as error:
+            wrong = wrong or error
+        else:
+            return
+    if wrong is not None:
+        raise wrong
 
 
 def _try_again(trial: Trial) -> Trial:

@@ -624,7 +624,6 @@ def test_samples_stay_encoded_where_they_would_not_fit_decoded(
     assert asked == [expected]
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
 def test_samples_without_a_validation_split_are_refused_before_any_is_loaded(
     person_samples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -635,6 +634,7 @@ def test_samples_without_a_validation_split_are_refused_before_any_is_loaded(
         training_data.load_data(config(str(tmp_path), tmp_path, "x"))
 
 
+@pytest.mark.parametrize("task", sorted(TASKS))
 def test_an_empty_split_is_refused_with_the_rows_there_are(person_samples: str, tmp_path: Path, task: str) -> None:
     manifest = samples.read_manifest(person_samples)
     storage.write_json(str(tmp_path / storage.MANIFEST), {**manifest, "files": [f for f in manifest["files"] if f["split"] == "test"]})

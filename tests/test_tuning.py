@@ -165,14 +165,19 @@ def test_the_model_that_is_looked_at_first_is_one_that_trials_use(
 
     def build(config: TrainConfig, data: object) -> None:
         looked_at.append(config)
-        raise ValueError("enough")
+        raise ValueError(f"no {config.model}")
 
     monkeypatch.setattr(training, "build_initial_model", build)
     train = TrainConfig(samples_uri=person_samples, runs_uri=str(tmp_path), name="sweep", model="resnet10t")
     search = ("model=choice:test_resnet,resnet18", "learning_rate=loguniform:1e-4,1e-3")
-    with pytest.raises(ValueError, match="enough"):
-        tuning.tune(TuneConfig(train=train, search=search, num_trials=2))
-    assert [(each.model, each.learning_rate) for each in looked_at] == [("test_resnet", train.learning_rate)]
+    config = TuneConfig(train=train, search=search, num_trials=2)
+    with pytest.raises(ValueError, match="no test_resnet"):
+        tuning.tune(config)
+    assert [(each.model, each.learning_rate) for each in looked_at] == [(name, train.learning_rate) for name in ("test_resnet", "resnet18")]
+    monkeypatch.setattr(
+        training, "build_initial_model", lambda config, data: build(config, data) if config.model == "test_resnet" else None
+    )
+    tuning._require_a_model(config, None)  # type: ignore[arg-type]
 
 
 def test_a_reason_is_one_short_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
