@@ -158,15 +158,19 @@ def _fit(
         # Every worker sees all rows and picks its own: Ray's even split would drop the rest.
         dataset_config=DataConfig(datasets_to_split=[]),
     )
-    fitted = _fit_through_faults(trainer)
+    fitted = _fit_through_faults(trainer, run_uri)
     if fitted.return_value:
         raise NonFiniteError(f"the run {run_uri} cannot go on: {fitted.return_value}")
     check(is_fresh=True)
     return _finish(config, run_uri, data, fitted)
 
 
-def _fit_through_faults(trainer: TorchTrainer) -> ray.train.Result:
-    """Fits. Where the storage failed Ray's controller, which waits for nothing, it is started again at the last checkpoint."""
+def _fit_through_faults(trainer: TorchTrainer, run_uri: str) -> ray.train.Result:
+    """Fits. Where the storage failed Ray's controller, which waits for nothing, it is started again at the last checkpoint.
+
+    Raises:
+        StorageUnavailableError: the storage stays away.
+    """
     pauses = iter(RESTART_PAUSES)
     while True:
         try:
@@ -175,8 +179,9 @@ def _fit_through_faults(trainer: TorchTrainer) -> ray.train.Result:
             reason, pause = failures.find_reason(error), next(pauses, None)
             if pause is None or not isinstance(reason, Exception) or not is_passing(reason):
                 raise
-            print(f"the storage failed ({failures.describe_reason(error)}); going on at the last checkpoint in {pause} s", flush=True)
+            print(f"the storage failed ({failures.describe_reason(error)}); going on at the last checkpoint when it is back", flush=True)
         time.sleep(pause)
+        storage.read_bytes(storage.join_uri(run_uri, CONFIG_FILE))  # waits until it answers
 
 
 class _EpochsOnly(UserCallback):

@@ -16,12 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
 import torch
 from ray.train import ControllerError
+from s3 import FaultProxy
 
 from posepipe import (
     cluster,
@@ -191,19 +193,20 @@ class FlakyTrainer:
         return "result"
 
 
-def test_a_storage_that_fails_ray_s_controller_is_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_fails_ray_s_controller_is_waited_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / training.CONFIG_FILE), b"")
     monkeypatch.setattr(training, "RESTART_PAUSES", (0.0, 0.0))
     passing = [OSError("AWS Error NETWORK_CONNECTION during PutObject"), TimeoutError("late")]
     trainer: Any = FlakyTrainer(*passing)
-    assert (training._fit_through_faults(trainer), trainer.num_fits) == ("result", 3)
+    assert (training._fit_through_faults(trainer, str(tmp_path)), trainer.num_fits) == ("result", 3)
     trainer = FlakyTrainer(*passing, *passing)
     with pytest.raises(ControllerError):
-        training._fit_through_faults(trainer)
+        training._fit_through_faults(trainer, str(tmp_path))
     assert trainer.num_fits == 3
     for lasting in (ValueError("a mistake"), PermissionError("no")):
         trainer = FlakyTrainer(lasting)
         with pytest.raises(ControllerError):
-            training._fit_through_faults(trainer)
+            training._fit_through_faults(trainer, str(tmp_path))
         assert trainer.num_fits == 1
 
 
@@ -502,6 +505,30 @@ def test_a_run_takes_another_worker_when_a_node_joins(person_samples: str, tmp_p
     print(f"\nthe second worker came in epoch {workers.index(2) + 1} of {len(rows)}")
     assert workers == sorted(workers)
     assert (workers[0], workers[-1]) == (1, 2)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1200)
+def test_a_run_outlasts_a_bucket_that_is_away_when_ray_writes_its_list_of_checkpoints(
+    person_samples: str, s3_server: str, s3_proxy: FaultProxy, capfd: pytest.CaptureFixture[str]
+) -> None:
+    boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket="outage")
+    run = config(person_samples, "s3://outage/runs", "outage", epochs=6, max_failures=0)
+
+    def cut() -> None:
+        with s3_proxy.holding("PUT", "outage/runs/outage/checkpoint_manager_snapshot", after=2) as hold:
+            hold.wait(600)
+            s3_proxy.cut()
+        time.sleep(45)
+        s3_proxy.restore()
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    result = training.train(run)
+    thread.join()
+    history = storage.read_json(f"{result['run_uri']}/{runs.HISTORY_FILE}")
+    assert [row["epoch"] for row in history] == list(range(1, 7))
+    assert "going on at the last checkpoint when it is back" in capfd.readouterr().out
 
 
 @pytest.fixture(scope="module")
