@@ -209,8 +209,9 @@ def ask_for_nodes(count: int, cpus: float, gpus: float) -> Iterator[None]:
     finally:
         is_over.set()
         thread.join()
-        for group in wanted:
-            remove_placement_group(group)
+        with contextlib.suppress(Exception):  # Where Ray is gone they are, too, and the error that ends the run is the one to see.
+            for group in wanted:
+                remove_placement_group(group)
 
 
 def require(what: str, needs: Sequence[Need], *, hint: str) -> None:

@@ -9,7 +9,9 @@ import json
 import logging
 import math
 import os
+import signal
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -87,6 +89,7 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
     require_logger(config.logger)
     require_workers(f"training with {config.min_workers} workers", config)
     data = load_data(config)
+    require_schedule(config, _num_steps(config, data))
     # Built here first: a wrong name or weights file is found before the folder is taken and workers start.
     model = build_initial_model(config, data)
     with Writer(_find_folder(config), interrupt=True) as writer:
@@ -99,8 +102,15 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
 
 def train_trial(config: TrainConfig, data: TrainingData, callbacks: Sequence[UserCallback]) -> dict[str, Any]:
     """`train` on samples that are loaded already, below the folder of a sweep, whose writer has the right to write the run's."""
-    result = _read_result(config)
-    return _fit(config, data, build_initial_model(config, data), callbacks) if result is None else result
+    if (result := _read_result(config)) is not None:
+        return result
+    require_schedule(config, _num_steps(config, data))
+    return _fit(config, data, build_initial_model(config, data), callbacks)
+
+
+def _num_steps(config: TrainConfig, data: TrainingData) -> int:
+    """Optimizer steps of all epochs; `batches.split_batches` leaves a last batch of one sample out."""
+    return math.ceil((data.num_train - 1) / config.batch_size) * config.epochs
 
 
 def _find_folder(config: TrainConfig) -> str:
@@ -173,6 +183,7 @@ def _fit_through_faults(trainer: TorchTrainer, run_uri: str) -> ray.train.Result
     """
     pauses = iter(RESTART_PAUSES)
     while True:
+        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
             return trainer.fit()
         except ControllerError as error:
@@ -180,6 +191,10 @@ def _fit_through_faults(trainer: TorchTrainer, run_uri: str) -> ray.train.Result
             if pause is None or not isinstance(reason, Exception) or not is_passing(reason):
                 raise
             print(f"the storage failed ({failures.describe_reason(error)}); going on at the last checkpoint when it is back", flush=True)
+        finally:
+            # Ray leaves its own, which asks the controller that has ended.
+            if on_interrupt is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, on_interrupt)
         time.sleep(pause)
         storage.read_bytes(storage.join_uri(run_uri, CONFIG_FILE))  # waits until it answers
 
@@ -219,7 +234,6 @@ def build_initial_model(config: TrainConfig, data: TrainingData) -> PoseModel:
 
     Of a run that goes on at a checkpoint the weights are not loaded: that has its own, and theirs may have gone.
     """
-    require_schedule(config, math.ceil((data.num_train - 1) / config.batch_size) * config.epochs)
     torch.manual_seed(config.seed)
     model = build_model(
         ModelConfig(

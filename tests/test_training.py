@@ -41,6 +41,7 @@ from posepipe import (
     training_data,
     watching,
 )
+from posepipe.batches import split_batches
 from posepipe.config import PrepareConfig, ScoreConfig, TrainConfig
 from posepipe.models import load_model
 from posepipe.sample_cache import SampleCache
@@ -122,6 +123,11 @@ def test_the_checkpoint_holds_all_that_scoring_needs(finished: tuple[TrainConfig
     assert model_id == result["model_id"]
     assert (model.config.task, model.config.size, model.config.framing) == ("pose", (64, 64), "person")
     assert np.shape(model.config.mean_points) == (16, 2)
+
+
+def test_a_run_leaves_ctrl_c_as_it_was(finished: tuple[TrainConfig, dict[str, Any]]) -> None:
+    handler: Any = signal.getsignal(signal.SIGINT)
+    assert not str(getattr(handler, "__module__", "")).startswith("ray")
 
 
 def test_a_complete_run_is_not_trained_again(finished: tuple[TrainConfig, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,6 +214,16 @@ def test_a_storage_that_fails_ray_s_controller_is_waited_out(monkeypatch: pytest
         with pytest.raises(ControllerError):
             training._fit_through_faults(trainer, str(tmp_path))
         assert trainer.num_fits == 1
+
+
+def test_a_warm_up_longer_than_the_training_is_refused_before_the_name_is_taken(person_samples: str, tmp_path: Path) -> None:
+    run = config(person_samples, tmp_path, "x", warmup_steps=500)
+    num_people = samples.read_manifest(person_samples)["rows"]["train"]
+    num_steps = training._num_steps(run, training_data.load_data(run))
+    assert num_steps == 2 * len(split_batches(torch.arange(num_people), 16)) < 500
+    with pytest.raises(ValueError, match=rf"--warmup-steps 500 lasts until .* after {num_steps} of {num_steps} steps"):
+        training.train(run)
+    assert not (tmp_path / "x").exists()
 
 
 def test_norms_that_are_not_there_cannot_be_frozen(person_samples: str, tmp_path: Path) -> None:

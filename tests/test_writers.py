@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -114,7 +115,15 @@ def test_a_writer_notices_that_another_one_took_over(run_uri):
     assert not storage.read_json(storage.join_uri(run_uri, "writers", "000001.json"))["released"]
 
 
-def test_what_never_asks_is_interrupted_when_another_one_took_over(run_uri):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C means here what Python makes of it, whatever ran in this process before."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_what_never_asks_is_interrupted_when_another_one_took_over(run_uri, interruptible):
     with Writer(run_uri, 0.3, say=[].append, interrupt=True) as asleep:
         storage.write_json(storage.join_uri(run_uri, "writers", "000002.json"), {})
         with pytest.raises(KeyboardInterrupt):
