@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import platform
+import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -184,6 +185,17 @@ def num_fitting(*, cpus: float, gpus: float = 0, are_up: bool = False) -> int:
         limit -= count if group.is_counted else 0
         fitting += count * group.num_units(cpus, gpus)
     return fitting
+
+
+@contextlib.contextmanager
+def keep_interrupts() -> Iterator[None]:
+    """Ctrl-C means afterwards what it did before: Ray Train and Tune leave handlers of their own, which ask for what has ended."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

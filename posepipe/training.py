@@ -9,9 +9,7 @@ import json
 import logging
 import math
 import os
-import signal
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -183,18 +181,14 @@ def _fit_through_faults(trainer: TorchTrainer, run_uri: str) -> ray.train.Result
     """
     pauses = iter(RESTART_PAUSES)
     while True:
-        on_interrupt = signal.getsignal(signal.SIGINT)
         try:
-            return trainer.fit()
+            with cluster.keep_interrupts():
+                return trainer.fit()
         except ControllerError as error:
             reason, pause = failures.find_reason(error), next(pauses, None)
             if pause is None or not isinstance(reason, Exception) or not is_passing(reason):
                 raise
             print(f"the storage failed ({failures.describe_reason(error)}); going on at the last checkpoint when it is back", flush=True)
-        finally:
-            # Ray leaves its own, which asks the controller that has ended.
-            if on_interrupt is not None and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, on_interrupt)
         time.sleep(pause)
         storage.read_bytes(storage.join_uri(run_uri, CONFIG_FILE))  # waits until it answers
 

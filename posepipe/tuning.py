@@ -154,7 +154,8 @@ def _run_trials(config: TuneConfig, sweep_uri: str, data: training_data.Training
     )
     # A trial that fails before its first epoch has no objective, which else would end the whole sweep.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
-    tuner.fit()
+    with cluster.keep_interrupts():
+        tuner.fit()
 
 
 def _name_of(trial: Any) -> str:
