@@ -124,7 +124,7 @@ def posepipe_rate(config: BenchmarkConfig, folder: Path, paths: Sequence[str], s
         num_actors = planning.choose_num_actors(run, config.num_images // config.shard_size)
         num_ahead = math.ceil(scoring.store_limit(run, num_actors, shard_bytes) / 2 / shard_bytes)
         started = time.time()
-        if config.num_images < (least := 3 * (num_ahead + 1) * config.shard_size):
+        if config.num_images < (least := (2 * num_ahead + max(num_ahead + 3, 2 * CORES)) * config.shard_size):
             raise ValueError(f"--num-images must be at least {least}, as reading may run {num_ahead} shards of {config.shard_size} ahead")
         scoring.score(run)
         # The last rows come in order of completion; the first commit is when everything had started.
