@@ -76,7 +76,7 @@ def _draw(values: dict[str, Any], min_confidence: float) -> tuple[bytes | None, 
         return None, f"not predicted: {values['status']}", 0
     try:
         if values["uri"]:
-            (data,) = fetching.fetch([values["uri"]], images.MAX_BYTES, PATIENCE, PATIENCE)
+            data = fetching.fetch(values["uri"], images.MAX_BYTES, PATIENCE, PATIENCE)
         else:
             data = FileNotFoundError("no picture is named")
         if isinstance(data, OSError):

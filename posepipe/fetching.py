@@ -1,13 +1,11 @@
 """Reads many pictures: ahead of the caller, whole or not at all, again after a fault."""
 
-import asyncio
 import errno
-import functools
 import math
 import os
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -15,63 +13,69 @@ from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.local import LocalFileSystem
 
-from posepipe import retrying, storage
+from posepipe import retrying, s3_reads, storage
 from posepipe.retrying import StorageUnavailableError, TruncatedBodyError, http_status, retry, retry_async
 
-AT_ONCE = 16
-BYTES_AT_ONCE = 64 * 2**20
-UNKNOWN_BYTES = 2**25  # of the first objects, where no listing says how large they are
+AT_ONCE, AT_ONCE_ON_WEB = 32, 16
+"""Objects that `read_ahead` asks for at a time."""
+AHEAD = 3 * AT_ONCE  # of the caller: some answers take several times as long as others
+BYTES_AHEAD = 2**25
+TOGETHER = 16  # local files: a thread for each would take longer than reading it
+UNKNOWN_BYTES = 2**22  # of each of the first objects, where no listing says how large they are
 
 SILENCE = 30.0  # seconds in which a web server sends nothing before it is asked again
 LONGEST = 300.0  # seconds that it may take for one object
 
 
 Fetched = bytes | OSError
-_Get = Callable[[Any, str, int], Awaitable[bytes]]
-"""Filesystem, path, limit of bytes -> the object."""
-
 _silent: dict[str, float] = {}
 """Web servers that this process has given up, and when (`time.monotonic`)."""
+_answered: dict[str, float] = {}
+"""Web servers, and when they last answered."""
 
 
-def fetch(uris: Sequence[str], max_bytes: int, patience: float | None = None, unreachable_after: float = 0) -> list[Fetched]:
-    """Reads all `uris`, which lie on one filesystem, concurrently where it can.
+def fetch(uri: str, max_bytes: int, patience: float | None = None, unreachable_after: float = 0) -> Fetched:
+    """Reads the object at `uri`.
 
     Args:
-        uris: of the objects.
-        max_bytes: of one object.
+        uri: of the object.
+        max_bytes: of it.
         patience: seconds that a fault may last; None for `retrying.PATIENCE`.
-        unreachable_after: seconds that a fault of a web server may last, which then is an entry; 0 for `patience`.
+        unreachable_after: seconds that a fault of a web server may last, which then is the answer; 0 for `patience`.
 
     Returns:
-        One entry per URI: its bytes, or the storage's answer (FileNotFoundError, PermissionError, …); an OSError with errno EFBIG stands
-        for an object over the limit, which was not read, one with errno EHOSTUNREACH for a web server that was given up.
+        Its bytes, or the storage's answer (FileNotFoundError, PermissionError, …); an OSError with errno EFBIG stands for an object over
+        the limit, which was not read, one with errno EHOSTUNREACH for a web server that was given up.
 
     Raises:
-        StorageUnavailableError: a fault that did not pass. What the storage could not say is never an entry, but for web servers.
+        StorageUnavailableError: a fault that did not pass. What the storage could not say is never returned, but for web servers.
     """
-    if not uris:
-        return []
-    filesystem, _ = storage.open_filesystem(uris[0])
-    paths = [filesystem._strip_protocol(uri) for uri in uris]
-    if not isinstance(filesystem, AsyncFileSystem):
-        return [_read(filesystem, path, max_bytes, patience) for path in paths]
-    if _is_web(uris[0]):
-        return sync(filesystem.loop, _read_web, filesystem, paths, max_bytes, patience, unreachable_after)
-    return sync(filesystem.loop, _read_all, filesystem, paths, max_bytes, patience, _get_s3 if storage.is_s3(uris[0]) else _cat)
+    return _fetch(storage.open_filesystem(uri)[0], uri, max_bytes, patience, unreachable_after)
 
 
-def _read(filesystem: AbstractFileSystem, path: str, max_bytes: int, patience: float | None) -> Fetched:
-    if "\0" in path:
-        return OSError(errno.EINVAL, "a name cannot hold a zero byte")
+def _fetch(filesystem: AbstractFileSystem, uri: str, max_bytes: int, patience: float | None, unreachable_after: float) -> Fetched:
+    path = filesystem._strip_protocol(uri)
     try:
-        _check_kind(filesystem, path)
-        _check_size(retry(lambda: filesystem.size(path), patience), max_bytes)
-        return retry(lambda: filesystem.cat_file(path), patience)
+        if not isinstance(filesystem, AsyncFileSystem):
+            return _read(filesystem, path, max_bytes, patience)
+        if storage.is_s3(uri):
+            return _read_s3(filesystem, path, max_bytes, patience)
+        if _is_web(uri) and unreachable_after:
+            return sync(filesystem.loop, _read_web, filesystem, path, max_bytes, unreachable_after)
+        return sync(filesystem.loop, retry_async, lambda: (_get_web if _is_web(uri) else _cat)(filesystem, path, max_bytes), patience)
     except OSError as error:
         return error
     except StorageUnavailableError as error:
-        raise StorageUnavailableError(f"{path}: {error}") from error
+        hint = "; scoring can go on without such pictures, see --unreachable-after" if _is_web(uri) else ""
+        raise StorageUnavailableError(f"{path}: {error}{hint}") from error
+
+
+def _read(filesystem: AbstractFileSystem, path: str, max_bytes: int, patience: float | None) -> bytes:
+    if "\0" in path:
+        raise OSError(errno.EINVAL, "a name cannot hold a zero byte")
+    _check_kind(filesystem, path)
+    _check_size(retry(lambda: filesystem.size(path), patience), max_bytes)
+    return retry(lambda: filesystem.cat_file(path), patience)
 
 
 def _check_kind(filesystem: AbstractFileSystem, path: str) -> None:
@@ -80,48 +84,29 @@ def _check_kind(filesystem: AbstractFileSystem, path: str) -> None:
         raise OSError(errno.EINVAL, "neither a file nor a folder")
 
 
-async def _read_all(filesystem: Any, paths: Sequence[str], max_bytes: int, patience: float | None, get: _Get) -> list[Fetched]:
-    async def read(path: str) -> Fetched:
-        try:
-            return await retry_async(lambda: get(filesystem, path, max_bytes), patience)
-        except OSError as error:
-            return error
-        except StorageUnavailableError as error:
-            raise StorageUnavailableError(f"{path}: {error}") from error
+async def _read_web(filesystem: Any, url: str, max_bytes: int, unreachable_after: float) -> bytes:
+    host = _host(url)
+    if time.monotonic() - _silent.get(host, -math.inf) < retrying.PATIENCE:
+        raise OSError(errno.EHOSTUNREACH, f"{host} did not answer for {unreachable_after:g} s and is not asked for a while")
+    silence = min(SILENCE, unreachable_after)
+    started = time.monotonic()
+    try:
+        data = await retry_async(lambda: _get_web(filesystem, url, max_bytes, silence), unreachable_after)
+    except OSError:  # an answer
+        _has_answered(host)
+        raise
+    except StorageUnavailableError as error:
+        # A server that says "500" of this picture, or has answered for others meanwhile, is asked for its next one.
+        if not http_status(error.__cause__) and _answered.get(host, -math.inf) < started:
+            _silent[host] = time.monotonic()
+        raise OSError(errno.EHOSTUNREACH, str(error)) from error
+    _has_answered(host)
+    return data
 
-    return await asyncio.gather(*(read(path) for path in paths))
 
-
-async def _read_web(
-    filesystem: Any, urls: Sequence[str], max_bytes: int, patience: float | None, unreachable_after: float
-) -> list[Fetched]:
-    if not unreachable_after:
-        try:
-            return await _read_all(filesystem, urls, max_bytes, patience, _get_web)
-        except StorageUnavailableError as error:
-            raise StorageUnavailableError(f"{error}; scoring can go on without such pictures, see --unreachable-after") from error
-    has_answered: set[str] = set()
-    get = functools.partial(_get_web, silence=min(SILENCE, unreachable_after))
-
-    async def read(url: str) -> Fetched:
-        host = _host(url)
-        if time.monotonic() - _silent.get(host, -math.inf) < retrying.PATIENCE:
-            return OSError(errno.EHOSTUNREACH, f"{host} did not answer for {unreachable_after:g} s and is not asked for a while")
-        found: Fetched
-        try:
-            found = await retry_async(lambda: get(filesystem, url, max_bytes), unreachable_after)
-        except OSError as error:
-            found = error
-        except StorageUnavailableError as error:
-            # A server that says "500" of this picture, or hands out others meanwhile, is asked for its next one.
-            if not http_status(error.__cause__) and host not in has_answered:
-                _silent[host] = time.monotonic()
-            return OSError(errno.EHOSTUNREACH, str(error))
-        has_answered.add(host)
-        _silent.pop(host, None)
-        return found
-
-    return await asyncio.gather(*(read(url) for url in urls))
+def _has_answered(host: str) -> None:
+    _answered[host] = time.monotonic()
+    _silent.pop(host, None)
 
 
 async def _get_web(filesystem: Any, url: str, max_bytes: int, silence: float = SILENCE) -> bytes:
@@ -143,6 +128,16 @@ async def _get_web(filesystem: Any, url: str, max_bytes: int, silence: float = S
     except ValueError as error:
         raise OSError(errno.EINVAL, f"no URL: {error}") from error
     return b"".join(parts)
+
+
+def _read_s3(filesystem: Any, path: str, max_bytes: int, patience: float | None) -> bytes:
+    name, key, _ = filesystem.split_path(path)
+    bucket = s3_reads.open_bucket(filesystem, name)
+    data = bucket.read(key, lambda size: _check_size(size, max_bytes))
+    if data is None:
+        data = sync(filesystem.loop, retry_async, lambda: _get_s3(filesystem, path, max_bytes), patience)
+        bucket.count_strike()
+    return data
 
 
 async def _get_s3(filesystem: Any, path: str, max_bytes: int) -> bytes:
@@ -173,51 +168,68 @@ def _check_size(size: int | None, max_bytes: int) -> None:
 def read_ahead(
     uris: Sequence[str], max_bytes: int, sizes: Sequence[int | None] | None = None, unreachable_after: float = 0
 ) -> Iterator[tuple[str, Fetched]]:
-    """`fetch` in chunks, the next one while the caller works on this one.
+    """`fetch` for each, in order, the next ones while the caller works on this one.
 
     Args:
-        uris: on any filesystems; neighbours on the same one are read together.
+        uris: on any filesystems.
         max_bytes: of one object.
-        sizes: bytes of each where known; a chunk is closed before it takes more than `BYTES_AT_ONCE`.
+        sizes: bytes of each where known; no more than `BYTES_AHEAD` are asked for at a time, or one object.
         unreachable_after: as in `fetch`.
     """
     wanted = list(zip(uris, sizes or [None] * len(uris), strict=True))
     found_sizes: list[int] = []
-    pending: deque[tuple[list[str], Future[list[Fetched]]]] = deque()
+    pending: deque[tuple[list[str], int, Future[list[Fetched]]]] = deque()
+
+    def read(filesystem: AbstractFileSystem, part: list[str]) -> list[Fetched]:
+        return [_fetch(filesystem, uri, max_bytes, None, unreachable_after) for uri in part]
 
     def take() -> Iterator[tuple[str, Fetched]]:
-        part, reading = pending.popleft()
+        part, _, reading = pending.popleft()
         found = reading.result()
         found_sizes.extend(len(data) for data in found if isinstance(data, bytes))
         yield from zip(part, found, strict=True)
 
-    with ThreadPoolExecutor(1) as pool:
-        for part in _cut(wanted, max_bytes, found_sizes):
-            pending.append((part, pool.submit(fetch, part, max_bytes, unreachable_after=unreachable_after)))
-            if len(pending) == 2:
+    def is_full(part: list[str], num_bytes: int) -> bool:
+        count = len(part) + sum(len(other) for other, _, _ in pending)
+        most = AT_ONCE_ON_WEB if _is_web(part[0]) else TOGETHER if storage.is_local(part[0]) else AHEAD
+        return count > most or num_bytes + sum(other for _, other, _ in pending) > BYTES_AHEAD
+
+    filesystems: dict[str, AbstractFileSystem] = {}
+
+    def open_filesystem(uri: str) -> AbstractFileSystem:
+        """In the caller's thread: fsspec has one per thread, each with connections of its own."""
+        if (place := _place(uri)) not in filesystems:
+            filesystems[place], _ = storage.open_filesystem(uri)
+        return filesystems[place]
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for part, num_bytes in _cut(wanted, max_bytes, found_sizes):
+            while pending and is_full(part, num_bytes):
                 yield from take()
+            pending.append((part, num_bytes, pool.submit(read, open_filesystem(part[0]), part)))
         while pending:
             yield from take()
 
 
-def _cut(wanted: Sequence[tuple[str, int | None]], max_bytes: int, found_sizes: Sequence[int]) -> Iterator[list[str]]:
-    """Chunks, each cut when it is asked for: what nobody knows the size of is taken for the mean of `found_sizes` by then."""
+def _cut(wanted: Sequence[tuple[str, int | None]], max_bytes: int, found_sizes: Sequence[int]) -> Iterator[tuple[list[str], int]]:
+    """What one thread reads, and its bytes, cut when it is asked for: an unknown size is taken for the mean of `found_sizes` by then."""
 
     def expect(size: int | None) -> int:
         if size is None:
             return sum(found_sizes) // len(found_sizes) if found_sizes else UNKNOWN_BYTES
         return 0 if size > max_bytes else size
 
-    chunk: list[str] = []
+    part: list[str] = []
     total = 0
     for uri, size in wanted:
-        if chunk and (_place(chunk[-1]) != _place(uri) or len(chunk) == AT_ONCE or total + expect(size) > BYTES_AT_ONCE):
-            yield chunk
-            chunk, total = [], 0
-        chunk.append(uri)
+        are_local = storage.is_local(uri) and len(part) < TOGETHER and total + expect(size) <= BYTES_AHEAD
+        if part and not (are_local and _place(uri) == _place(part[0])):
+            yield part, total
+            part, total = [], 0
+        part.append(uri)
         total += expect(size)
-    if chunk:
-        yield chunk
+    if part:
+        yield part, total
 
 
 def _place(uri: str) -> str:

@@ -1,4 +1,4 @@
-"""fetching.py: every URI one entry, in order; whole bytes or the storage's answer; no further ahead than one chunk."""
+"""fetching.py: every URI one entry, in order; whole bytes or the storage's answer; so far ahead and no further."""
 
 import errno
 import http.server
@@ -39,26 +39,32 @@ def quick(monkeypatch):
     monkeypatch.setattr(retrying, "_pauses", lambda: iter(lambda: 1e-4, None))
 
 
+def read(uris, limit=LIMIT, **others):
+    """What came for each."""
+    found = list(read_ahead(uris, limit, **others))
+    assert [uri for uri, _ in found] == list(uris)
+    return [data for _, data in found]
+
+
 # Reading many
 
 
 def test_the_order_is_kept_and_a_failed_read_stands_in_its_place(folder):
     for name in ("a", "b"):
         write_bytes(join_uri(folder, name), name.encode())
-    found = fetch([join_uri(folder, name) for name in ("b", "gone", "a", "b", "gone as well")], LIMIT)
+    found = read([join_uri(folder, name) for name in ("b", "gone", "a", "b", "gone as well")])
     assert [found[index] for index in (0, 2, 3)] == [b"b", b"a", b"b"]
     assert [type(found[index]) for index in (1, 4)] == [FileNotFoundError] * 2
 
 
 def test_reading_none_is_none():
-    assert fetch([], LIMIT) == []
-    assert list(read_ahead([], LIMIT)) == []
+    assert read([]) == []
 
 
 def test_a_folder_in_the_list_is_an_error_in_its_place(tmp_path):
     (tmp_path / "folder").mkdir()
     write_bytes(str(tmp_path / "a"), b"a")
-    error, data = fetch([str(tmp_path / "folder"), str(tmp_path / "a")], 2**20)
+    error, data = read([str(tmp_path / "folder"), str(tmp_path / "a")], 2**20)
     assert isinstance(error, IsADirectoryError)
     assert data == b"a"
 
@@ -67,25 +73,25 @@ def test_a_pipe_in_the_list_is_an_error_in_its_place(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     for name in (str(tmp_path / "pipe"), str(tmp_path / "link"), "/dev/zero"):
-        [error] = fetch([name], LIMIT)
+        error = fetch(name, LIMIT)
         assert (type(error), error.errno) == (OSError, errno.EINVAL)
 
 
 def test_an_empty_object_is_no_bytes_and_no_error(folder):
     write_bytes(join_uri(folder, "empty"), b"")
-    assert fetch([join_uri(folder, "empty")], LIMIT) == [b""]
+    assert fetch(join_uri(folder, "empty"), LIMIT) == b""
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_is_a_permission_error(tmp_path, quick):
     write_bytes(str(tmp_path / "a"), b"a")
     (tmp_path / "a").chmod(0)
-    assert [type(found) for found in fetch([str(tmp_path / "a")], LIMIT)] == [PermissionError]
+    assert type(fetch(str(tmp_path / "a"), LIMIT)) is PermissionError
 
 
 def test_an_unknown_scheme_is_a_value_error():
     with pytest.raises(ValueError, match="cannot open 'nosuch://bucket/key'"):
-        fetch(["nosuch://bucket/key"], LIMIT)
+        fetch("nosuch://bucket/key", LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -95,14 +101,14 @@ def test_an_unknown_scheme_is_a_value_error():
 def test_any_name_is_only_a_name(folder, name):
     for each in (name, "photo1.jpg", "ab.jpg", "a.jpg", "p q.jpg"):
         write_bytes(join_uri(folder, each), each.encode())
-    assert fetch([join_uri(folder, name), join_uri(folder, "photo1.jpg")], LIMIT) == [name.encode(), b"photo1.jpg"]
+    assert read([join_uri(folder, name), join_uri(folder, "photo1.jpg")]) == [name.encode(), b"photo1.jpg"]
     [listed] = [uri for uri in storage.list_files(folder) if uri.endswith(f"/{name}")]
-    assert fetch([listed], LIMIT) == [name.encode()]
+    assert fetch(listed, LIMIT) == name.encode()
 
 
 def test_s3a_is_s3(bucket):
     write_bytes(f"{bucket}/s3a", b"data")
-    assert fetch([f"s3a://{BUCKET}/s3a"], LIMIT) == [b"data"]
+    assert fetch(f"s3a://{BUCKET}/s3a", LIMIT) == b"data"
 
 
 # The limit of bytes
@@ -111,7 +117,7 @@ def test_s3a_is_s3(bucket):
 def test_an_object_over_the_limit_is_too_large_and_one_at_the_limit_is_not(folder):
     for size in (LIMIT, LIMIT + 1):
         write_bytes(join_uri(folder, str(size)), b"x" * size)
-    at_limit, over = fetch([join_uri(folder, str(size)) for size in (LIMIT, LIMIT + 1)], LIMIT)
+    at_limit, over = read([join_uri(folder, str(size)) for size in (LIMIT, LIMIT + 1)])
     assert at_limit == b"x" * LIMIT
     assert isinstance(over, OSError)
     assert (over.errno, over.strerror) == (errno.EFBIG, "1001 bytes, the limit is 1000")
@@ -121,7 +127,7 @@ def test_a_file_over_the_limit_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "large").write_bytes(b"x" * (LIMIT + 1))
     filesystem, _ = storage.open_filesystem(str(tmp_path))
     monkeypatch.setattr(type(filesystem), "cat_file", lambda *_: pytest.fail("was read"))
-    assert fetch([str(tmp_path / "large")], LIMIT)[0].errno == errno.EFBIG
+    assert fetch(str(tmp_path / "large"), LIMIT).errno == errno.EFBIG
 
 
 class Body:
@@ -158,7 +164,7 @@ def answers_of_s3(monkeypatch, *answers):
 
 def test_an_s3_object_over_the_limit_is_not_read(s3_endpoint, monkeypatch):
     [body] = answers_of_s3(monkeypatch, (LIMIT + 1, b"x" * (LIMIT + 1)))
-    [error] = fetch(["s3://bucket/large"], LIMIT)
+    error = fetch("s3://bucket/large", LIMIT)
     assert (error.errno, body.is_read, body.is_closed) == (errno.EFBIG, False, True)
 
 
@@ -167,7 +173,7 @@ def test_an_s3_object_over_the_limit_is_not_read(s3_endpoint, monkeypatch):
 
 def test_a_body_that_ends_early_is_read_again_and_never_returned(s3_endpoint, monkeypatch, quick):
     bodies = answers_of_s3(monkeypatch, (5, b"pic"), (5, b""), (5, b"picture"), (5, b"whole"))
-    assert fetch(["s3://bucket/key"], LIMIT) == [b"whole"]
+    assert fetch("s3://bucket/key", LIMIT) == b"whole"
     assert all(body.is_read and body.is_closed for body in bodies)
 
 
@@ -175,7 +181,7 @@ def test_a_body_that_always_ends_early_is_no_entry(s3_endpoint, monkeypatch, qui
     monkeypatch.setattr(retrying, "PATIENCE", 0.0)
     answers_of_s3(monkeypatch, *[(5, b"pic")] * 100)
     with pytest.raises(StorageUnavailableError, match=r"last with TruncatedBodyError: .*3 of 5 bytes of bucket/key came"):
-        fetch(["s3://bucket/key"], LIMIT)
+        fetch("s3://bucket/key", LIMIT)
 
 
 @pytest.mark.parametrize("kind", ["path", "memory"])
@@ -193,7 +199,7 @@ def test_a_fault_of_one_read_does_not_touch_the_others(kind, tmp_path, monkeypat
         return cat_file(path, **options)
 
     monkeypatch.setattr(filesystem, "cat_file", cat)
-    assert fetch(uris, LIMIT) == [uri.encode() for uri in uris]
+    assert read(uris) == [uri.encode() for uri in uris]
     assert next(faults, None) is None
 
 
@@ -201,81 +207,107 @@ def test_a_fault_of_one_read_does_not_touch_the_others(kind, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 10])
-def test_reading_ahead_keeps_the_order_across_chunks(folder, count, monkeypatch):
-    monkeypatch.setattr(fetching, "AT_ONCE", 3)
+def test_reading_ahead_keeps_the_order(folder, count, monkeypatch):
+    monkeypatch.setattr(fetching, "TOGETHER", 3)
+    monkeypatch.setattr(fetching, "AHEAD", 3)
     uris = [join_uri(folder, f"{index:02d}") for index in range(count)]
     for uri in uris[::2]:
         write_bytes(uri, uri.encode())
-    found = list(read_ahead(uris, LIMIT))
-    assert [uri for uri, _ in found] == uris
-    for index, (uri, data) in enumerate(found):
+    for index, (uri, data) in enumerate(zip(uris, read(uris), strict=True)):
         assert isinstance(data, FileNotFoundError) if index % 2 else data == uri.encode()
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The chunks that are fetched."""
-    chunks = []
-    monkeypatch.setattr(fetching, "fetch", lambda uris, *_, **__: chunks.append("".join(uris)) or [b""] * len(uris))
-    return chunks
+    """What is asked for."""
+    uris = []
+    monkeypatch.setattr(fetching, "_fetch", lambda _, uri, *__: uris.append(uri) or b"")
+    return uris
 
 
-def test_the_next_chunk_is_read_and_no_more(monkeypatch, asked):
-    monkeypatch.setattr(fetching, "AT_ONCE", 2)
+def test_files_are_read_a_few_together_and_a_few_ahead(monkeypatch, asked):
+    monkeypatch.setattr(fetching, "TOGETHER", 2)
     rows = read_ahead("abcdef", LIMIT)
     next(rows)
     rows.close()  # waits for the reads under way
-    assert asked == ["ab", "cd"]
+    assert asked == ["a", "b"]
+    asked.clear()
+    rows = read_ahead("abcdef", LIMIT)
+    for _ in range(3):
+        next(rows)
+    rows.close()
+    assert asked == ["a", "b", "c", "d"]
 
 
-def test_the_next_chunk_is_read_while_the_caller_has_this_one(monkeypatch):
-    monkeypatch.setattr(fetching, "AT_ONCE", 1)
+@pytest.mark.parametrize(("scheme", "constant"), [("memory", "AHEAD"), ("http", "AT_ONCE_ON_WEB")])
+def test_so_many_objects_are_asked_for_ahead_of_the_caller(monkeypatch, asked, scheme, constant):
+    monkeypatch.setattr(fetching, constant, 3)
+    uris = [f"{scheme}://host/{name}" for name in "abcdef"]
+    rows = read_ahead(uris, LIMIT)
+    next(rows)
+    next(rows)
+    rows.close()
+    assert sorted(asked) == uris[:4]
+
+
+def test_the_next_object_is_read_while_the_caller_has_this_one(monkeypatch):
     is_second_asked = threading.Event()
 
-    def fetch_one(uris, *_, **__):
-        if uris == ["b"]:
+    def fetch_one(_, uri, *__):
+        if uri.endswith("b"):
             is_second_asked.set()
-        return [b""]
+        return b""
 
-    monkeypatch.setattr(fetching, "fetch", fetch_one)
-    rows = read_ahead(["a", "b"], LIMIT)
+    monkeypatch.setattr(fetching, "_fetch", fetch_one)
+    rows = read_ahead(["memory://a", "memory://b"], LIMIT)
     next(rows)
     assert is_second_asked.wait(30)
     rows.close()
 
 
-def test_a_chunk_closes_before_it_takes_too_many_bytes(monkeypatch, asked):
-    monkeypatch.setattr(fetching, "BYTES_AT_ONCE", 100)
+def cut(uris, sizes, max_bytes=LIMIT, found_sizes=()):
+    return ["".join(part) for part, _ in fetching._cut(list(zip(uris, sizes, strict=True)), max_bytes, found_sizes)]
+
+
+def test_files_are_read_together_up_to_so_many_bytes(monkeypatch):
+    monkeypatch.setattr(fetching, "BYTES_AHEAD", 100)
     # 60 + 40 fit; 1 more does not; what is over the limit (500 > 200) is not read and takes nothing; 150 goes alone.
-    list(read_ahead("abcdefg", 200, [60, 40, 1, 500, 99, 150, 10]))
-    assert asked == ["ab", "cde", "f", "g"]
+    assert cut("abcdefg", [60, 40, 1, 500, 99, 150, 10], 200) == ["ab", "cde", "f", "g"]
 
 
-@pytest.mark.parametrize(("size", "chunks"), [(40, ["ab", "cd", "ef", "gh"]), (25, ["ab", "cd", "efgh"]), (1, ["ab", "cd", "efgh"])])
-def test_objects_of_unknown_size_count_as_those_that_were_read(monkeypatch, asked, size, chunks):
-    monkeypatch.setattr(fetching, "BYTES_AT_ONCE", 100)
+def test_files_of_unknown_size_count_as_those_that_were_read(monkeypatch):
+    monkeypatch.setattr(fetching, "BYTES_AHEAD", 100)
     monkeypatch.setattr(fetching, "UNKNOWN_BYTES", 50)
-    monkeypatch.setattr(fetching, "fetch", lambda uris, *_, **__: asked.append("".join(uris)) or [bytes(size)] * len(uris))
-    list(read_ahead("abcdefgh", LIMIT))
-    assert asked == chunks
+    assert cut("abcdefgh", [None] * 8) == ["ab", "cd", "ef", "gh"]
+    assert cut("abcdefgh", [None] * 8, found_sizes=[20, 30]) == ["abcd", "efgh"]
 
 
-def test_a_chunk_closes_where_the_scheme_changes(tmp_path):
+def test_no_more_bytes_are_asked_for_ahead_than_may_be(monkeypatch, asked):
+    monkeypatch.setattr(fetching, "BYTES_AHEAD", 100)
+    uris = [f"memory://host/{name}" for name in "abcdef"]
+    # 60 and 40 are asked for; when the first is taken, 60 may come; 150 waits until nothing else does.
+    rows = read_ahead(uris, 200, [60, 40, 60, 150, 1, 1])
+    next(rows)
+    next(rows)
+    rows.close()
+    assert sorted(asked) == uris[:3]
+    asked.clear()
+    assert len(read(uris, 200, sizes=[60, 40, 60, 150, 1, 1])) == len(asked) == 6
+
+
+def test_objects_of_several_places_are_read_in_one_go(tmp_path):
     memory = f"memory://{uuid.uuid4().hex}"
     uris = [str(tmp_path / "a"), join_uri(memory, "b"), join_uri(memory, "c"), f"file://{tmp_path}/d", str(tmp_path / "e")]
     for uri in uris:
         write_bytes(uri, uri.encode())
-    assert list(read_ahead(uris, LIMIT)) == [(uri, uri.encode()) for uri in uris]
+    assert read(uris) == [uri.encode() for uri in uris]
 
 
-def test_a_chunk_closes_where_the_host_changes():
-    uris = ["ftp://a/1", "ftp://a/2", "ftp://b/1", "s3://b/1", "/tmp/1", "file:///tmp/1"]
-    assert list(fetching._cut([(uri, 1) for uri in uris], LIMIT, [])) == [uris[:2], *([uri] for uri in uris[2:])]
-
-
-def test_web_servers_are_read_together():
-    uris = ["http://a/1", "https://a/2", "https://b:1/1"]
-    assert list(fetching._cut([(uri, 1) for uri in uris], LIMIT, [])) == [uris]
+def test_only_files_of_one_kind_are_read_together():
+    uris = ["ftp://a/1", "ftp://a/2", "s3://b/1", "/tmp/1", "/tmp/2", "file:///tmp/1", "file:///tmp/2", "http://a/1"]
+    assert [part for part, _ in fetching._cut([(uri, 1) for uri in uris], LIMIT, [])] == [
+        *([uri] for uri in uris[:3]), uris[3:5], uris[5:7], uris[7:]
+    ]  # fmt: skip
 
 
 # Web servers
@@ -339,7 +371,7 @@ def http_server():
 
 def test_an_http_servers_answers_are_told_from_its_faults(http_server, quick):
     names = ["a", "404", "403", "drop", "400", "chunked", "b"]
-    found = fetch([f"{http_server}/{name}" for name in names], LIMIT, patience=20)
+    found = [fetch(f"{http_server}/{name}", LIMIT, patience=20) for name in names]
     kinds = {name: type(each) for name, each in zip(names, found, strict=True)}
     assert kinds == {
         "a": bytes,
@@ -355,13 +387,13 @@ def test_an_http_servers_answers_are_told_from_its_faults(http_server, quick):
 
 
 def test_an_http_body_without_an_end_is_read_to_the_limit(http_server):
-    [error] = fetch([f"{http_server}/endless"], LIMIT)
+    error = fetch(f"{http_server}/endless", LIMIT)
     assert error.errno == errno.EFBIG
 
 
 @pytest.mark.parametrize("url", ["http://", "http://[::1", "http://host:port/a", "https:///a.jpg"])
 def test_a_url_that_is_none_is_an_error_in_its_place(http_server, url):
-    error, found = fetch([url, f"{http_server}/a"], LIMIT)
+    error, found = read([url, f"{http_server}/a"])
     assert (type(error), error.errno, found) == (OSError, errno.EINVAL, b"good")
 
 
@@ -376,11 +408,11 @@ def gone():
 
 def test_an_http_server_that_is_gone_is_no_missing_picture(gone, quick):
     with pytest.raises(StorageUnavailableError, match=rf"^{gone}/a.jpg: the storage failed for 0 s.*see --unreachable-after"):
-        fetch([f"{gone}/a.jpg"], LIMIT, patience=0)
+        fetch(f"{gone}/a.jpg", LIMIT, patience=0)
 
 
 def test_a_web_server_may_be_given_up_while_others_are_read(http_server, gone, quick):
-    found = fetch([f"{gone}/a", f"{http_server}/a", f"{http_server}/404", f"{gone}/b"], LIMIT, unreachable_after=0.2)
+    found = read([f"{gone}/a", f"{http_server}/a", f"{http_server}/404", f"{gone}/b"], unreachable_after=0.2)
     assert [getattr(each, "errno", each) for each in found] == [errno.EHOSTUNREACH, b"good", errno.ENOENT, errno.EHOSTUNREACH]
     assert "the storage failed for 0.2 s, last with ClientConnectorError" in found[0].strerror
 
@@ -389,42 +421,40 @@ def test_a_web_server_that_was_given_up_is_not_asked_for_a_while(gone, quick, mo
     asked = []
     get = fetching._get_web
     monkeypatch.setattr(fetching, "_get_web", lambda filesystem, url, *_, **__: asked.append(url) or get(filesystem, url, *_, **__))
-    fetch([f"{gone}/a"], LIMIT, unreachable_after=0.05)
+    fetch(f"{gone}/a", LIMIT, unreachable_after=0.05)
     assert asked
     asked.clear()
-    [error] = fetch([f"{gone}/b"], LIMIT, unreachable_after=0.05)
+    error = fetch(f"{gone}/b", LIMIT, unreachable_after=0.05)
     assert (error.errno, asked) == (errno.EHOSTUNREACH, [])
     assert f"{gone} did not answer for 0.05 s" in error.strerror
     monkeypatch.setattr(retrying, "PATIENCE", 0.0)
-    fetch([f"{gone}/b"], LIMIT, unreachable_after=0.05)
+    fetch(f"{gone}/b", LIMIT, unreachable_after=0.05)
     assert asked
 
 
 @pytest.mark.parametrize("name", ["500", "short", "silent"])
 def test_a_web_server_that_fails_for_one_picture_is_asked_for_the_next_one(http_server, name, quick):
-    error, found = fetch([f"{http_server}/{name}", f"{http_server}/a"], LIMIT, unreachable_after=0.2)
+    error, found = read([f"{http_server}/{name}", f"{http_server}/a"], unreachable_after=0.2)
     assert (error.errno, found) == (errno.EHOSTUNREACH, b"good")
-    assert fetch([f"{http_server}/a"], LIMIT, unreachable_after=0.2) == [b"good"]
+    assert fetch(f"{http_server}/a", LIMIT, unreachable_after=0.2) == b"good"
 
 
 def test_a_bucket_is_never_given_up(s3_endpoint, monkeypatch, quick):
     monkeypatch.setattr(retrying, "PATIENCE", 0.0)
     answers_of_s3(monkeypatch, *[(5, b"pic")] * 100)
     with pytest.raises(StorageUnavailableError):
-        fetch(["s3://bucket/key"], LIMIT, unreachable_after=0.01)
+        fetch("s3://bucket/key", LIMIT, unreachable_after=0.01)
 
 
 def test_a_fault_that_does_not_pass_ends_the_reading(monkeypatch):
-    monkeypatch.setattr(fetching, "AT_ONCE", 1)
-
-    def fail_at_b(uris, *_, **__):
-        if uris == ["b"]:
+    def fail_at_b(_, uri, *__):
+        if uri.endswith("b"):
             raise StorageUnavailableError("gone")
-        return [b""] * len(uris)
+        return b""
 
-    monkeypatch.setattr(fetching, "fetch", fail_at_b)
-    rows = read_ahead("abc", LIMIT)
-    assert next(rows) == ("a", b"")
+    monkeypatch.setattr(fetching, "_fetch", fail_at_b)
+    rows = read_ahead(["memory://a", "memory://b", "memory://c"], LIMIT)
+    assert next(rows) == ("memory://a", b"")
     with pytest.raises(StorageUnavailableError, match="gone"):
         next(rows)
 

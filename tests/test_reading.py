@@ -201,24 +201,24 @@ def test_a_storage_that_is_gone_is_no_status(shard, monkeypatch):
     def fetch(*_, **__):
         raise StorageUnavailableError("gone")
 
-    monkeypatch.setattr(fetching, "fetch", fetch)
+    monkeypatch.setattr(fetching, "_fetch", fetch)
     with pytest.raises(StorageUnavailableError, match="gone"):
         shard({"a.png": GOOD})
 
 
 def test_after_a_shard_that_failed_midway_the_next_one_has_its_own_crops(shard, monkeypatch):
     grey = {f"{value:03d}.png": encode(Image.new("RGB", (40, 40), (value,) * 3)) for value in range(10, 250, 10)}
-    monkeypatch.setattr(fetching, "AT_ONCE", 4)
-    fetch, calls = fetching.fetch, []
+    monkeypatch.setattr(fetching, "TOGETHER", 4)
+    fetch, calls = fetching._fetch, []
 
-    def fail_later(uris, *limits, **others):
-        calls.append(uris)
-        if len(calls) == 3:
+    def fail_later(*arguments):
+        calls.append(arguments)
+        if len(calls) == 10:
             raise StorageUnavailableError("gone")
-        return fetch(uris, *limits, **others)
+        return fetch(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetching, "fetch", fail_later)
+        patch.setattr(fetching, "_fetch", fail_later)
         with pytest.raises(StorageUnavailableError, match="gone"):
             shard(grey)
     _, _, crops = shard(dict(reversed(grey.items())))
