@@ -202,13 +202,17 @@ def read_ahead(
             filesystems[place], _ = storage.open_filesystem(uri)
         return filesystems[place]
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    pool = ThreadPoolExecutor(AT_ONCE)
+    try:
         for part, num_bytes in _cut(wanted, max_bytes, found_sizes):
             while pending and is_full(part, num_bytes):
                 yield from take()
             pending.append((part, num_bytes, pool.submit(read, open_filesystem(part[0]), part)))
         while pending:
             yield from take()
+    finally:
+        # What nobody waits for any more is not begun; each could wait for a storage that is away.
+        pool.shutdown(cancel_futures=True)
 
 
 def _cut(wanted: Sequence[tuple[str, int | None]], max_bytes: int, found_sizes: Sequence[int]) -> Iterator[tuple[list[str], int]]:

@@ -2,9 +2,11 @@
 
 import datetime
 import logging
+import math
 import os
 import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,8 @@ STRIKES = 128
 """So many objects in a row s3fs may read that the quick client could not, before that one is left alone; who stumbles costs fewer."""
 CREDENTIALS_LAST = datetime.timedelta(minutes=10)  # botocore renews those that expire earlier
 CONNECT, SILENCE, LONGEST = "10s", "30s", "300s"
+OPENING, CLOSED = 30.0, 60.0
+"""Seconds that it may take to find out how a bucket is reached, and in which that is not tried again after a failure."""
 _KNOWN_OPTIONS = {"anon", "use_listings_cache"}
 logger = logging.getLogger(__name__)
 _AWS_HOST = re.compile(r"s3(\.[a-z0-9-]+)?\.amazonaws\.com")
@@ -26,6 +30,7 @@ class Bucket:
     def __init__(self, filesystem: Any, name: str) -> None:
         self._filesystem, self._name = filesystem, name
         self._store: Any = None
+        self._opens_at, self._why_closed = -math.inf, ""
         self._error: Exception | None = None
         self._lock = threading.Lock()
         # What else fsspec's configuration says (encryption, who pays, other keys) is s3fs's own.
@@ -67,17 +72,26 @@ class Bucket:
     def _open(self) -> Any:
         with self._lock:
             if self._store is None:
-                from obstore.store import S3Store
-
-                options = sync(self._filesystem.loop, find_options, self._filesystem, self._name)
-                if not self._filesystem.anon:
-                    options["credential_provider"] = self._credentials
-                self._store = S3Store(self._name, **options)
+                if time.monotonic() < self._opens_at:
+                    raise ConnectionError(self._why_closed)
+                try:
+                    self._store = self._build_store()
+                except Exception as error:
+                    self._opens_at, self._why_closed = time.monotonic() + CLOSED, f"{type(error).__name__}: {error}"
+                    raise
         return self._store
+
+    def _build_store(self) -> Any:
+        from obstore.store import S3Store
+
+        options = sync(self._filesystem.loop, find_options, self._filesystem, self._name, timeout=OPENING)
+        if not self._filesystem.anon:
+            options["credential_provider"] = self._credentials
+        return S3Store(self._name, **options)
 
     def _credentials(self) -> dict[str, Any]:
         """Those of s3fs, in the client's words."""
-        frozen = sync(self._filesystem.loop, _find_credentials, self._filesystem)
+        frozen = sync(self._filesystem.loop, _find_credentials, self._filesystem, timeout=OPENING)
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,

@@ -1,5 +1,6 @@
 """s3_reads.py: the object that was asked for or nothing; reached as s3fs reaches it, and left to s3fs where that works better."""
 
+import asyncio
 import datetime
 import errno
 import logging
@@ -269,10 +270,28 @@ def test_who_is_nobody_signs_nothing(endpoint):
 
 
 def test_a_store_that_is_away_when_it_is_opened_is_opened_later(put, filesystem, monkeypatch):
-    uri = put("a")
+    uri, tried = put("a"), []
     bucket = s3_reads.open_bucket(filesystem, BUCKET)
     key = uri.partition(BUCKET)[2][1:]
+
+    async def fail(*_):
+        tried.append(1)
+        raise ConnectionError("away")
+
     with monkeypatch.context() as patch:
-        patch.setattr(s3_reads, "find_options", None)
-        assert bucket.read(key, lambda size: None) is None
+        patch.setattr(s3_reads, "find_options", fail)
+        assert [bucket.read(key, lambda size: None) for _ in range(3)] == [None] * 3
+    assert len(tried) == 1  # others do not wait for it in turn
+    assert bucket.read(key, lambda size: None) is None
+    monkeypatch.setattr(bucket, "_opens_at", 0.0)
     assert bucket.read(key, lambda size: None) == b"a"
+
+
+def test_a_bucket_that_does_not_say_where_it_is_is_not_waited_for(put, filesystem, monkeypatch):
+    monkeypatch.setattr(s3_reads, "OPENING", 0.1)
+
+    async def hang(*_):
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(s3_reads, "find_options", hang)
+    assert fetch(put("a"), LIMIT) == b"a"
