@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -177,7 +177,7 @@ def read_ahead(
         unreachable_after: as in `fetch`.
     """
     wanted = list(zip(uris, sizes or [None] * len(uris), strict=True))
-    found_sizes: list[int] = []
+    found_sizes: deque[int] = deque(maxlen=AHEAD)
     pending: deque[tuple[list[str], int, Future[list[Fetched]]]] = deque()
 
     def read(filesystem: AbstractFileSystem, part: list[str]) -> list[Fetched]:
@@ -215,7 +215,7 @@ def read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _cut(wanted: Sequence[tuple[str, int | None]], max_bytes: int, found_sizes: Sequence[int]) -> Iterator[tuple[list[str], int]]:
+def _cut(wanted: Sequence[tuple[str, int | None]], max_bytes: int, found_sizes: Collection[int]) -> Iterator[tuple[list[str], int]]:
     """What one thread reads, and its bytes, cut when it is asked for: an unknown size is taken for the mean of `found_sizes` by then."""
 
     def expect(size: int | None) -> int:
