@@ -43,10 +43,12 @@ class Bucket:
             key: of the object.
             check_size: called with its bytes before they are read; what it raises, this raises.
         """
-        # The client's paths begin and end with no slash, so it would read another object; other keys that it cannot name it refuses.
-        if self._strikes >= STRIKES or key.startswith("/") or key.endswith("/"):
+        if self._strikes >= STRIKES:
             return None
         try:
+            # It would read the object without this slash. Other keys that it has no name for it refuses.
+            if key.startswith("/") or key.endswith("/"):
+                raise ValueError(f"no name for {key!r}")
             found = self._open().get(key)
             size = found.meta["size"]
         except Exception as error:  # Its errors are others than those that `retrying` knows, which s3fs raises when it is asked next.
@@ -59,6 +61,7 @@ class Bucket:
             self._error = error
             return None
         if len(data) != size:
+            self._error = ConnectionError(f"{len(data)} of {size} bytes came")
             return None
         self._strikes = 0
         return data

@@ -145,6 +145,13 @@ def test_a_client_that_reads_nothing_is_left_alone(put, filesystem, monkeypatch,
     assert caplog.messages == [f"s3://{BUCKET} is read by s3fs from here on, as obstore cannot: broken"]
 
 
+def test_the_warning_says_what_the_client_cannot_do(endpoint, filesystem, monkeypatch, caplog):
+    monkeypatch.setattr(s3_reads, "STRIKES", 1)
+    boto3.client("s3", endpoint_url=endpoint).put_object(Bucket=BUCKET, Key="/b", Body=b"b")
+    assert fetch(f"s3://{BUCKET}//b", LIMIT) == b"b"
+    assert caplog.messages == [f"s3://{BUCKET} is read by s3fs from here on, as obstore cannot: no name for '/b'"]
+
+
 def test_what_s3fs_cannot_read_either_is_not_held_against_the_client(put, filesystem, monkeypatch):
     monkeypatch.setattr(s3_reads, "STRIKES", 3)
     asked = broken(monkeypatch)
