@@ -32,28 +32,30 @@ class ShardWriter:
     margin: tuple[int, int]
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        people: dict[str, list[dict[str, Any]]] = {}
-        for person in pa.ipc.open_stream(row["people"]).read_all().to_pylist():
-            people.setdefault(person["image"], []).append(person)
-        uris = {storage.join_uri(self.images_uri, name): name for name in people}
-        rows: dict[str, list[dict[str, Any]]] = {}
+        people = pa.ipc.open_stream(row["people"]).read_all()
+        persons = people.select(["image", "person_index", "split", "center", "scale"]).to_pylist()
+        places: dict[str, list[int]] = {}
+        for place, person in enumerate(persons):
+            places.setdefault(storage.join_uri(self.images_uri, person["image"]), []).append(place)
+        cuts: dict[str, dict[int, samples.Cut]] = {}
         errors: list[dict[str, Any]] = []
-        for uri, data in fetching.read_ahead(list(uris), images.MAX_BYTES):
+        for uri, data in fetching.read_ahead(list(places), images.MAX_BYTES):
             decoded: samples.Decoded = {}
-            for person in people[uris[uri]]:
+            for place in places[uri]:
+                person = persons[place]
                 try:
-                    sample = samples.build_sample(data, person, self.framing, self.size, self.margin, decoded)
-                    rows.setdefault(person["split"], []).append(sample)
+                    cut = samples.cut(data, person, self.framing, self.size, self.margin, decoded)
+                    cuts.setdefault(person["split"], {})[place] = cut
                 except images.ImageError as error:
                     known = {name: person[name] for name in ("image", "person_index", "split")}
                     errors.append({**known, "status": error.status, "detail": error.detail})
         files = []
-        for split, split_rows in rows.items():
+        for split, found in cuts.items():
             name = f"{split}/part-{row['shard']:05d}.parquet"
-            table = pa.Table.from_pylist(split_rows, samples.SAMPLE)
+            table = samples.build_table(people.take(list(found)), list(found.values()), self.framing)
             sha256 = storage.write_table(storage.join_uri(self.samples_uri, name), table, packed=["crop"])
-            files.append({"file": name, "split": split, "rows": len(split_rows), "sha256": sha256})
-        return {"result": json.dumps({"files": files, "errors": errors, "num_images": len(people)})}
+            files.append({"file": name, "split": split, "rows": len(found), "sha256": sha256})
+        return {"result": json.dumps({"files": files, "errors": errors, "num_images": len(places)})}
 
 
 def pack(people: pa.Table) -> bytes:

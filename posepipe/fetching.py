@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import stat
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
@@ -73,15 +74,19 @@ def _fetch(filesystem: AbstractFileSystem, uri: str, max_bytes: int, patience: f
 def _read(filesystem: AbstractFileSystem, path: str, max_bytes: int, patience: float | None) -> bytes:
     if "\0" in path:
         raise OSError(errno.EINVAL, "a name cannot hold a zero byte")
-    _check_kind(filesystem, path)
+    if isinstance(filesystem, LocalFileSystem):
+        return retry(lambda: _read_local(path, max_bytes), patience)
     _check_size(retry(lambda: filesystem.size(path), patience), max_bytes)
     return retry(lambda: filesystem.cat_file(path), patience)
 
 
-def _check_kind(filesystem: AbstractFileSystem, path: str) -> None:
-    """OSError for a pipe, a socket or a device, which may have no end."""
-    if isinstance(filesystem, LocalFileSystem) and os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+def _read_local(path: str, max_bytes: int) -> bytes:
+    found = os.stat(path)
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):  # a pipe, a socket or a device, which may have no end
         raise OSError(errno.EINVAL, "neither a file nor a folder")
+    _check_size(found.st_size, max_bytes)
+    with open(path, "rb") as file:
+        return file.read()
 
 
 async def _read_web(filesystem: Any, url: str, max_bytes: int, unreachable_after: float) -> bytes:

@@ -84,10 +84,10 @@ def transform(affine: ArrayLike, points: ArrayLike) -> FloatArray:
 
 
 def invert(affine: ArrayLike) -> FloatArray:
-    """The inverse of one affine (2, 3)."""
+    """The inverse of affines (..., 2, 3)."""
     affine = np.asarray(affine, dtype=np.float64)
-    linear = np.linalg.inv(affine[:, :2])
-    return np.column_stack([linear, -linear @ affine[:, 2]])
+    linear = np.linalg.inv(affine[..., :2])
+    return np.concatenate([linear, -linear @ affine[..., 2:]], axis=-1)
 
 
 def is_inside(points: ArrayLike, size: ArrayLike) -> NDArray[np.bool_]:

@@ -5,14 +5,17 @@ A folder of samples holds `persons.parquet` (the parsed annotation file), `error
 manifest alone.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from posepipe import geometry, images, metrics, storage
-from posepipe.columns import float_array, list_array, text_array
+from posepipe.columns import float_array, list_array, list_column, text_array
 from posepipe.config import Split
+from posepipe.geometry import FloatArray
 from posepipe.skeleton import NUM_JOINTS
 
 ERRORS_FILE = "errors.parquet"
@@ -60,19 +63,35 @@ LABELS = ("sample_id", "crop_to_image", "head_box", "joints", "is_annotated", "h
 Decoded = dict[int, np.ndarray[Any, Any]]  # of `images.decode`
 
 
-def build_sample(
+class Cut(NamedTuple):
+    """What a sample has of its picture.
+
+    Attributes:
+        width: image px.
+        height: image px.
+        crop: JPEG, with its margin.
+        crop_to_image: (2, 3), of the crop without its margin.
+    """
+
+    width: int
+    height: int
+    crop: bytes
+    crop_to_image: FloatArray
+
+
+def cut(
     data: bytes | OSError,
     person: dict[str, Any],
     framing: str,
     size: tuple[int, int],
     margin: tuple[int, int] = (0, 0),
     decoded: Decoded | None = None,
-) -> dict[str, Any]:
-    """One SAMPLE row from the bytes of a picture and a PERSON row with its `split`; ImageError where the picture is no good.
+) -> Cut:
+    """Cuts a person's crop out of the bytes of a picture; ImageError where the picture is no good.
 
     Args:
         data: the encoded picture, or why it could not be read.
-        person: the row.
+        person: `center` and `scale` of a PERSON row.
         framing: image or person.
         size: width and height of the crop, px.
         margin: crop px (x, y) to store around it on each side.
@@ -89,25 +108,32 @@ def build_sample(
         crop_to_image = geometry.frame_person(person["center"], person["scale"], size)
     # What augmentation may bring in from the margin is not what the model sees otherwise.
     images.require_overlap(header, crop_to_image, size)
-    image_to_crop = geometry.invert(crop_to_image)
     stored_size = size[0] + 2 * margin[0], size[1] + 2 * margin[1]
-    joints = np.asarray(person["joints"], dtype=np.float64).reshape(NUM_JOINTS, 2)
-    is_annotated = np.asarray(person["is_annotated"])
-    head_box = person["head_box"]
-    bone = metrics.head_bone(joints[None], is_annotated[None])[0]
-    return {
-        "sample_id": f"{person['image']}#{person['person_index']}",
-        **{name: person[name] for name in ("image", "person_index", "split", "is_annotated", "is_visible", "activity")},
-        "framing": framing,
-        "width": header.width,
-        "height": header.height,
-        "crop": images.encode_jpeg(images.crop(data, header, geometry.with_margin(crop_to_image, margin), stored_size, decoded)),
-        "crop_to_image": crop_to_image.ravel(),
-        "head_box": None if head_box is None else geometry.transform(image_to_crop, np.reshape(head_box, (2, 2))).ravel(),
-        "joints": geometry.transform(image_to_crop, joints).ravel(),
-        "head_size": None if head_box is None else metrics.head_size(np.asarray([head_box]))[0],
-        "head_bone": bone if np.isfinite(bone) else None,
+    crop = images.crop(data, header, geometry.with_margin(crop_to_image, margin), stored_size, decoded)
+    return Cut(header.width, header.height, images.encode_jpeg(crop), crop_to_image)
+
+
+def build_table(people: pa.Table, cuts: Sequence[Cut], framing: str) -> pa.Table:
+    """A SAMPLE table of the people of a PERSON table with the column `split`, each with its cut."""
+    crop_to_image = np.stack([cut.crop_to_image for cut in cuts])
+    image_to_crop = geometry.invert(crop_to_image)
+    joints = list_array(people["joints"], NUM_JOINTS, 2)
+    is_annotated = list_array(people["is_annotated"], NUM_JOINTS).astype(bool)
+    head_box = list_array(people["head_box"], 4)
+    columns = {
+        **{name: people[name] for name in ("image", "person_index", "split", "is_annotated", "is_visible", "activity")},
+        "sample_id": pc.binary_join_element_wise(people["image"], people["person_index"].cast(pa.string()), "#"),
+        "framing": [framing] * len(cuts),
+        "width": [cut.width for cut in cuts],
+        "height": [cut.height for cut in cuts],
+        "crop": [cut.crop for cut in cuts],
+        "crop_to_image": list(crop_to_image.reshape(-1, 6)),
+        "head_box": list_column(geometry.transform(image_to_crop, head_box.reshape(-1, 2, 2)).reshape(-1, 4), pa.float32()),
+        "joints": list(geometry.transform(image_to_crop, joints).reshape(-1, 2 * NUM_JOINTS)),
+        "head_size": pa.array(metrics.head_size(head_box), from_pandas=True).cast(pa.float32()),
+        "head_bone": pa.array(metrics.head_bone(joints, is_annotated), from_pandas=True).cast(pa.float32()),
     }
+    return pa.table({name: columns[name] for name in SAMPLE.names}, schema=SAMPLE)
 
 
 def read_manifest(samples_uri: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from test_samples import build_sample
 
 from posepipe import images, mpii, samples
 from posepipe.geometry import transform
@@ -31,7 +32,7 @@ def people(shared_data):
             break
         if all(person["is_annotated"]) and person["head_box"] is not None and person["center"] is not None:
             data = (folder / "images" / person["image"]).read_bytes()
-            sample = samples.build_sample(data, {**person, "split": "train"}, "person", SIZE)
+            sample = build_sample(data, {**person, "split": "train"}, "person", SIZE)
             # A joint outside the crop is in no loss.
             if is_inside(torch.tensor(np.reshape(sample["joints"], (1, 16, 2))), SIZE).all():
                 rows.append(sample)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from test_samples import person, picture, to_table
+from test_samples import build_sample, person, picture, to_table
 
 from posepipe import fetching, images, inputs, journal, reading, storage
 from posepipe.decoding import Decoder
@@ -340,8 +340,6 @@ def test_a_shard_that_is_done_is_not_read(tmp_path, monkeypatch):
 
 
 def sample_row(size=(32, 32), margin=(0, 0), **changes):
-    from posepipe.samples import build_sample
-
     return build_sample(picture(), person(**changes), "person", size, margin)
 
 

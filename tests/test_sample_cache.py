@@ -4,11 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from test_samples import SIZE, person, picture, to_table
+from test_samples import SIZE, build_sample, person, picture, to_table
 
 from posepipe import images
 from posepipe.sample_cache import SampleCache
-from posepipe.samples import build_sample
 
 WIDTH, HEIGHT = 6, 9
 MARGIN = (2, 3)

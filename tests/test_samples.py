@@ -11,7 +11,7 @@ from posepipe import storage
 from posepipe.geometry import transform
 from posepipe.images import ImageError, crop, cut_margin, decode_jpeg, read_header
 from posepipe.mpii import PERSON, read_annotations
-from posepipe.samples import ERROR, SAMPLE, build_sample, crop_margin, crop_size, label_arrays, list_split, read_manifest
+from posepipe.samples import ERROR, SAMPLE, build_table, crop_margin, crop_size, cut, label_arrays, list_split, read_manifest
 from posepipe.skeleton import JOINT, NUM_JOINTS
 
 WIDTH, HEIGHT, SIZE = 400, 200, (100, 100)
@@ -49,6 +49,13 @@ def picture(at=(299, 149), orientation=1):
     sink = io.BytesIO()
     image.save(sink, "JPEG", quality=95, exif=exif)
     return sink.getvalue()
+
+
+def build_sample(data, person, framing, size, margin=(0, 0)):
+    """A SAMPLE row, its points and its affine as arrays."""
+    people = pa.Table.from_pylist([person], PERSON.append(pa.field("split", pa.string())))
+    (row,) = build_table(people, [cut(data, person, framing, size, margin)], framing).to_pylist()
+    return row | {name: np.array(row[name]) for name in ("crop_to_image", "joints", "head_box") if row[name] is not None}
 
 
 def to_table(*rows):

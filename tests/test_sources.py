@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from scipy.io import savemat
+from test_samples import build_sample
 
 from benchmarks.report import draw_rows, write_predictions
 from posepipe import arrays, people, predictions, results, samples, slices, sources, storage, truths
@@ -100,7 +101,7 @@ def write_samples(folder, framing):
     files = []
     for split, numbers in (("train", [0, 1]), ("val", [2])):
         rows = [
-            samples.build_sample(sink.getvalue(), {**person, "image": f"{n}.jpg", "person_index": n, "split": split}, framing, (64, 64))
+            build_sample(sink.getvalue(), {**person, "image": f"{n}.jpg", "person_index": n, "split": split}, framing, (64, 64))
             for n in numbers
         ]
         storage.write_table(str(folder / split / "part-00000.parquet"), pa.Table.from_pylist(rows, samples.SAMPLE))
