@@ -31,7 +31,7 @@ from posepipe.models import PoseModel, load_model
 from posepipe.optimizers import WeightAverage, build_optimizer, build_schedule, learning_rate_factor
 from posepipe.sample_cache import SampleCache
 from posepipe.tasks import TASKS, Score, Task
-from posepipe.train_steps import NonFiniteError, Steps, find_valid
+from posepipe.train_steps import NonFiniteError, Steps, build_truth
 from posepipe.watching import Watcher
 
 MAX_TRAIN_SCORED = 2000  # of the train people, whose score is shown beside that of validation
@@ -103,7 +103,7 @@ def train_loop(arguments: dict[str, Any]) -> str | None:
 def _end_epoch(config: TrainConfig, progress: Progress, steps: Steps, shown: PoseModel, val_cache: SampleCache) -> dict[str, Any]:
     """Validates, and returns the epoch's row of the history."""
     task, device, place = steps.task, steps.device, (steps.batch.rank, steps.batch.world)
-    val_loss, score = evaluate(shown, task, val_cache, np.arange(len(val_cache)), config.batch_size, place, device)
+    val_loss, score = evaluate(shown, task, val_cache, np.arange(len(val_cache)), config, place, device)
     if not math.isfinite(val_loss):
         raise NonFiniteError(
             f"the validation loss is {val_loss} after epoch {progress.epoch + 1}; take a lower --learning-rate, under another --name"
@@ -111,7 +111,7 @@ def _end_epoch(config: TrainConfig, progress: Progress, steps: Steps, shown: Pos
     # As many as there are for validation, in eval mode and not augmented: the two scores differ in the people alone.
     num_scored = min(len(steps.cache), len(val_cache), MAX_TRAIN_SCORED)
     train_rows = np.linspace(0, len(steps.cache) - 1, num_scored).round().astype(int)
-    _, train_score = evaluate(shown, task, steps.cache, train_rows, config.batch_size, place, device)
+    _, train_score = evaluate(shown, task, steps.cache, train_rows, config, place, device)
     batches = split_batches(torch.arange(len(steps.cache)), config.batch_size)
     trained = sum(len(batch) for batch, loss in zip(batches, progress.losses, strict=True) if math.isfinite(loss))
     return {
@@ -185,11 +185,11 @@ def evaluate(
     task: Task,
     cache: SampleCache,
     rows: NDArray[np.int64],
-    batch_size: int,
+    config: TrainConfig,
     place: tuple[int, int],
     device: torch.device,
 ) -> tuple[float, Score]:
-    """Loss and score over the given rows of the cache, each exactly once, whatever the number of workers."""
+    """Loss, as it is trained, and score over the given rows of the cache, each exactly once, whatever the number of workers."""
     rank, world = place
     model.eval()
     head: Any = model.head
@@ -197,11 +197,11 @@ def evaluate(
     truth = torch.from_numpy(task.truth(cache.labels)).float()
     points = np.empty((len(mine), task.num_points, 2))
     total = torch.zeros(2, dtype=torch.float64)
-    for start in range(0, len(mine), batch_size):
-        indices = mine[start : start + batch_size]
+    for start in range(0, len(mine), config.batch_size):
+        indices = mine[start : start + config.batch_size]
         output = model(cache.pixels(indices.tolist()).to(device))
         target = truth[torch.from_numpy(indices)].to(device)
-        loss, count = head.loss(output, target, find_valid(target, task, model.config.size))
+        loss, count = head.loss(output, *build_truth(target, task, model.config.size, config.missing_joints))
         total += torch.stack([loss.double().cpu(), count.double().cpu()])
         points[start : start + len(indices)] = head.decode(output)[0].double().cpu().numpy()
     labels = {name: values[mine] for name, values in cache.labels.items()}

@@ -60,6 +60,16 @@ def find_valid(target: Tensor, task: Task, size: tuple[int, int]) -> Tensor:
     return target.isfinite().all(dim=-1) if task.is_box else is_inside(target, size)
 
 
+def build_truth(target: Tensor, task: Task, size: tuple[int, int], missing_joints: str) -> tuple[Tensor, Tensor]:
+    """What a loss is given of labels (N, K, 2): the points, and which of them (N, K) count.
+
+    With "mask" those of `find_valid` count; with "zero", as in the paper, all do, and points without a label are (0, 0).
+    """
+    if missing_joints == "zero":
+        return torch.nan_to_num(target), torch.ones(target.shape[:2], dtype=torch.bool, device=target.device)
+    return target, find_valid(target, task, size)
+
+
 @dataclass(frozen=True)
 class Steps:
     """What the steps of a run have in common.
@@ -159,10 +169,7 @@ class Steps:
         self.batch.begin(len(batch), seed_of(*place, -1))
         pixels, target = next(fetched).receive()
         loaded = time.monotonic()
-        if config.missing_joints == "zero":
-            target, is_valid = torch.nan_to_num(target), torch.ones(target.shape[:2], dtype=torch.bool, device=self.device)
-        else:
-            is_valid = find_valid(target, self.task, self.own.config.size)
+        target, is_valid = build_truth(target, self.task, self.own.config.size, config.missing_joints)
         # A forward pass that comes to nothing has moved the statistics of the norms already.
         buffers = [buffer.clone() for buffer in self.own.buffers()] if config.on_nonfinite == "skip" else []
         # Where a worker has no rows, SyncBatchNorm would send zeros of the lower precision to the others' float32.
