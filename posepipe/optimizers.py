@@ -1,6 +1,7 @@
 """The optimizer of a training run, its learning rate from step to step, and the average of its weights."""
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -33,9 +34,12 @@ def build_optimizer(model: PoseModel, config: TrainConfig) -> torch.optim.Optimi
 
 
 def _block(name: str) -> str:
-    """The block of a backbone that a parameter belongs to: `layer1.0.conv1.weight` -> `layer1.0`, `conv1.weight` -> `conv1`."""
-    parts = name.split(".")
-    return ".".join(parts[: next((place + 1 for place, part in enumerate(parts) if part.isdecimal()), 1)])
+    """The block of a backbone that a parameter belongs to: `layer1.0.conv1.weight` -> `layer1.0`, `conv1.weight` -> `conv1`, and
+    `stages.0.blocks.1.conv1.weight` -> `stages.0.blocks.1`, also where timm has cut the network and names it `stages_0.blocks.1`."""
+    parts = re.sub(r"_(?=\d)", ".", name).split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdecimal()]
+    within = [place for place in numbers if parts[place - 1] == "blocks"]
+    return ".".join(parts[: ((within or numbers or [0])[0]) + 1])
 
 
 def require_schedule(config: TrainConfig, num_steps: int) -> None:

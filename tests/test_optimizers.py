@@ -5,6 +5,7 @@ import dataclasses
 import math
 
 import pytest
+import timm
 import torch
 from test_global_batch import run_apart
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from posepipe.config import TrainConfig
 from posepipe.model_file import ModelConfig
 from posepipe.models import build_model
-from posepipe.optimizers import WeightAverage, build_optimizer, build_schedule, learning_rate_factor, require_schedule
+from posepipe.optimizers import WeightAverage, _block, build_optimizer, build_schedule, learning_rate_factor, require_schedule
 
 CONFIG = TrainConfig(samples_uri="samples", runs_uri="runs", name="run", learning_rate=0.1)
 
@@ -68,6 +69,18 @@ def test_earlier_layers_learn_slower_and_the_head_at_the_full_rate(feature_strid
     assert rate["backbone.layer2.0.conv1.weight"] < rate[f"backbone.{last}.0.conv2.weight"] == 0.05
     assert rate[f"backbone.{last}.1.conv2.weight"] == 0.1
     assert rate["head.linear.weight"] == 0.1
+
+
+def test_a_block_is_the_same_in_a_network_that_is_cut():
+    whole, cut = (timm.create_model("resnetv2_50", **options) for options in ({}, {"features_only": True, "out_indices": (3,)}))
+    blocks = [{_block(name) for name, _ in network.named_parameters() if name.startswith("stages")} for network in (whole, cut)]
+    assert blocks[1] == {block for block in blocks[0] if not block.startswith("stages.3")}
+    assert len(blocks[0]) == 3 + 4 + 6 + 3
+    assert [_block(name) for name in ("layer1.0.conv1.weight", "conv_stem.weight", "blocks.2.1.bn1.bias")] == [
+        "layer1.0",
+        "conv_stem",
+        "blocks.2",
+    ]
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
