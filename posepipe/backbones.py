@@ -95,19 +95,21 @@ def build_backbone(name: str, size: tuple[int, int], feature_stride: int, all_ma
         near = difflib.get_close_matches(name, timm.list_models(), n=6) or ["resnetv2_50", "resnet18"]
         raise ValueError(f"unknown model {name!r}; choices: {', '.join(MODELS)} or a timm backbone such as {', '.join(near)}")
     try:
-        reductions = timm.create_model(name, features_only=True).feature_info.reduction()
-        fitting = [index for index, reduction in enumerate(reductions) if reduction <= feature_stride]
+        info = timm.create_model(name, features_only=True).feature_info
+        # Those that timm gives by default; DLA's begin with its second stage.
+        stages, reductions = list(info.out_indices), info.reduction()
+        fitting = [place for place, reduction in enumerate(reductions) if reduction <= feature_stride]
         if not fitting:
             raise ValueError(f"{name} has stages of stride {reductions}, none is at most --feature-stride {feature_stride}")
         if all_maps:
             network = timm.create_model(
-                name, features_only=True, out_indices=[index for index in fitting if reductions[index] >= MIN_STRIDE]
+                name, features_only=True, out_indices=[stages[place] for place in fitting if reductions[place] >= MIN_STRIDE]
             )
         elif fitting[-1] == len(reductions) - 1:
             # The whole network, with its final normalisation where it has one (ResNetV2).
             network = timm.create_model(name, num_classes=0, global_pool="")
         else:
-            network = timm.create_model(name, features_only=True, out_indices=(fitting[-1],))
+            network = timm.create_model(name, features_only=True, out_indices=(stages[fitting[-1]],))
         features = _probe(network, size)
     except (RuntimeError, AssertionError) as error:
         text = f"{name} gives no feature map for crops of {size[0]} x {size[1]} px ({error})"
@@ -118,6 +120,8 @@ def build_backbone(name: str, size: tuple[int, int], feature_stride: int, all_ma
         if maps.ndim != 4 or round(math.log2(across)) != round(math.log2(down)):
             raise ValueError(f"{name} gives features of shape {tuple(maps.shape)}, expected (1, channels, rows, columns)")
         strides.append(2 ** round(math.log2(across)))
+    if len(set(strides)) < len(strides):
+        raise ValueError(f"{name} gives maps of strides {strides}, of which none is finer than another; choices: another regression head")
     data = timm.data.resolve_data_config({}, model=network)
     rows, columns = features[-1].shape[2:]
     return Backbone(network, tuple(maps.shape[1] for maps in features), tuple(strides), (columns, rows), data["mean"], data["std"])

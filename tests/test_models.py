@@ -156,7 +156,18 @@ def test_a_heatmap_of_a_cut_backbone_still_has_stride_4(feature_stride):
         assert build(feature_stride=feature_stride, regression_head="heatmap")(pictures()).shape == (2, 16, 16, 16)
 
 
+def test_a_backbone_whose_features_begin_with_its_second_stage_is_cut_at_the_right_one():
+    # timm gives DLA's features from stride 2 on, its stages begin at 1.
+    assert backbones.build_backbone("dla46x_c", (64, 64), 16, all_maps=False).strides == (16,)
+    assert backbones.build_backbone("dla46x_c", (64, 64), 32, all_maps=True).strides == (4, 8, 16, 32)
+
+
 # Mistakes
+
+
+def test_maps_that_are_all_as_coarse_are_no_pyramid():
+    with pytest.raises(ValueError, match=r"test_vit gives maps of strides \[16, 16, 16\], of which none is finer"):
+        backbones.build_backbone("test_vit", (160, 160), 16, all_maps=True)
 
 
 def test_an_unknown_model_names_choices():
