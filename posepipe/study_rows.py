@@ -64,11 +64,13 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
 
 
 def changes_of(name: str, config: StudyConfig) -> str:
-    """What a row changes of the one before, or of the one that is named, for people."""
-    base = base_of(name)
+    """What a row changes of the one before in this study, or of the one that is named, for people; all settings of the first."""
+    earlier = list(ROWS)[: list(ROWS).index(name)]
+    before = next((other for other in reversed(earlier) if other in config.rows), None)
+    base = base_of(name) if base_of(name) in config.rows else before
     settings, older = settings_of(name, config), settings_of(base, config) if base else {}
     changed = say({field: value for field, value in settings.items() if field not in older or older[field] != value})
-    return changed if base == _before(name) else f"{base}, but {changed}"
+    return changed if base == before else f"{base}, but {changed}"
 
 
 def say(settings: Mapping[str, Any]) -> str:

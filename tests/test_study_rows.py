@@ -73,3 +73,12 @@ def test_a_row_says_what_it_changes() -> None:
     assert changes_of("pretrained", CONFIG) == "weights a.pt + b.pt"
     assert changes_of("simcc", CONFIG).startswith("pretrained, but regression head simcc")
     assert changes_of("paper", CONFIG).startswith("framing image, people single, size 220, regression head paper")
+
+
+def test_of_a_study_of_some_rows_each_says_what_it_changes_of_one_that_is_there() -> None:
+    some = dataclasses.replace(CONFIG, rows=("paper", "person", "rle", "heatmap"))
+    assert changes_of("person", some).startswith("framing person, people all, size 96, regression head direct")
+    assert changes_of("rle", some) == "regression head rle, augment True, weights a.pt + b.pt"
+    assert changes_of("heatmap", some) == "regression head heatmap"
+    alone = dataclasses.replace(CONFIG, rows=("paper-small",))
+    assert changes_of("paper-small", alone).startswith("framing image, people single, size 96")
