@@ -64,10 +64,11 @@ class Optuna(OptunaSearch):
         self._tried = [trial.parameters for trial in known]
         self._under_way = [(trial.name, trial.parameters) for trial in known if not trial.has_ended]
         self._keys: dict[str, str] = {}
+        self._best: dict[str, float] = {}
         self._grid_names = [name for name, kind, _ in fields if kind == "grid"]
         for trial in known:
             if trial.has_ended:
-                value = trial.history[-1]["objective"] if trial.history else None
+                value = trial.best["objective"] if trial.best else None
                 self.add_evaluated_point(trial.parameters, value, error=value is None)
         for _, parameters in self._under_way:
             self._ot_study.enqueue_trial(parameters)
@@ -99,10 +100,18 @@ class Optuna(OptunaSearch):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if "objective" in result:
-            super().on_trial_result(self._keys[trial_id], result)
+            super().on_trial_result(self._keys[trial_id], self._best_so_far(trial_id, result))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        super().on_trial_complete(self._keys[trial_id], result, error or "objective" not in (result or {}))
+        is_scored = "objective" in (result or {})
+        super().on_trial_complete(
+            self._keys[trial_id], self._best_so_far(trial_id, result or {}) if is_scored else result, error or not is_scored
+        )
+
+    def _best_so_far(self, trial_id: str, result: dict[str, Any]) -> dict[str, Any]:
+        """A trial is worth its best epoch, whose checkpoint is kept, not its last one."""
+        self._best[trial_id] = max(result["objective"], self._best.get(trial_id, -math.inf))
+        return {**result, "objective": self._best[trial_id]}
 
 
 def _distribution(kind: str, values: Sequence[Any]) -> BaseDistribution:

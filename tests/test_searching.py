@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from ray.tune.search.optuna import OptunaSearch
 
 from posepipe.config import TrainConfig, TuneConfig
 from posepipe.searching import Optuna, plan_trials
@@ -84,6 +85,18 @@ def test_optuna_goes_where_the_best_trials_were() -> None:
     # Of even draws a tenth would lie there: three.
     assert sum(abs(value - 0.3) < 0.05 for value in drawn[30:]) >= 9
     assert sum(abs(value - 0.3) < 0.05 for value in drawn[:10]) < 5
+
+
+def test_optuna_is_told_of_a_trials_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr(OptunaSearch, "on_trial_result", lambda _, key, result: told.append(result["objective"]))
+    monkeypatch.setattr(OptunaSearch, "on_trial_complete", lambda _, key, result, error: told.append(result["objective"]))
+    search = Optuna(sweep("learning_rate=uniform:0.1,1.1", num_trials=2, search_algorithm="optuna"), [])
+    search.suggest("a")
+    for objective in (0.2, 0.6, 0.3):
+        search.on_trial_result("a", {"objective": objective})
+    search.on_trial_complete("a", {"objective": 0.3})
+    assert told == [0.2, 0.6, 0.6, 0.6]
 
 
 def test_optuna_goes_through_the_grid_and_chooses_the_rest() -> None:
