@@ -90,7 +90,7 @@ def _comparison(comparison: Comparison, plot: bytes) -> str:
     ]
     if comparison.change is not None:
         value, low, high = comparison.change
-        sure = ", which is more than chance" if low > 0 or high < 0 else ""
+        sure = ", which leaves out 0" if low > 0 or high < 0 else ""
         # One person has no interval.
         interval = f", 95 % interval {low:+.2f} to {high:+.2f} (the same people resampled in both){sure}" if low <= high else ""
         said.append(f"{scores.LABELS[comparison.measure]}: {value:+.2f} percent points{interval}.")
