@@ -77,13 +77,13 @@ class PrepareConfig:
     person framing; a whole picture has nothing around it."""
     val_list: str = ""
     """URI of the validation pictures, a text file of names, or of the validation people, HRNet's valid.json: others in their pictures are
-    left out. Without one, a stable hash takes val_percent."""
+    left out. Without one, a stable hash of the video, or of the name where that is unknown, takes val_percent."""
     val_percent: float = 10.0
-    """Share of the train pictures that becomes the val split, in percent, where there is no val_list."""
+    """About how many of the train pictures become the val split, in percent, where there is no val_list."""
     shard_size: int = 128
     """Pictures per task and output file."""
     overwrite: bool = False
-    """Replace samples that were made with other settings."""
+    """Make the samples anew, also where complete ones, or those of other settings, are there."""
     dry_run: bool = False
     """Print an inventory of the data set as JSON and stop."""
 
@@ -461,7 +461,7 @@ class StudyConfig:
     extra_mpii_uri: tuple[str, ...] = ()
     """More data sets in MPII's layout, of which all train pictures are trained on and none is validated on."""
     val_list: str = ""
-    """URI of the validation images, as for jobs.prepare. Without one, a stable hash takes a tenth."""
+    """URI of the validation images, as for jobs.prepare. Without one, a stable hash of the video or name takes a tenth."""
     study_uri: str
     """Everything the study makes goes below this folder. Running again goes on where it stopped."""
     minutes: float = 30.0

@@ -51,9 +51,12 @@ class ShardWriter:
                     errors.append({**known, "status": error.status, "detail": error.detail})
         files = []
         for split, found in cuts.items():
-            name = f"{split}/part-{row['shard']:05d}.parquet"
             table = samples.build_table(people.take(list(found)), list(found.values()), self.framing)
-            sha256 = storage.write_table(storage.join_uri(self.samples_uri, name), table, packed=["crop"])
+            data = storage.to_parquet(table, packed=["crop"])
+            sha256 = storage.sha256(data)
+            # Named by what it holds: a run that was replaced, and goes on for a while, writes over nothing of its successor's.
+            name = f"{split}/part-{row['shard']:05d}-{sha256[:12]}.parquet"
+            storage.write_bytes(storage.join_uri(self.samples_uri, name), data)
             files.append({"file": name, "split": split, "rows": len(found), "sha256": sha256})
         return {"result": json.dumps({"files": files, "errors": errors, "num_images": len(places)})}
 

@@ -49,6 +49,7 @@ PERSON = pa.schema(
         pa.field("center", pa.list_(pa.float64()), metadata={"doc": "objpos in image px (0-based), or null"}),
         pa.field("scale", pa.float64(), metadata={"doc": "person height / 200 px, or null"}),
         pa.field("activity", pa.string(), metadata={"doc": "MPII's category of the picture, or null where unknown"}),
+        pa.field("video", pa.int32(), metadata={"doc": "MPII's vididx of the picture: whose frames are alike; null where unknown"}),
     ]
 )
 
@@ -99,11 +100,13 @@ def parse_annotations(data: bytes, uri: str = ANNOTATION_FILE) -> tuple[pa.Table
         if name.startswith("/") or "://" in name or ".." in name.split("/"):
             raise ValueError(f"{uri} names a picture outside of {IMAGES_FOLDER}/: {name!r}")
         images.append({"image": name, "is_train": is_train})
+        [(video,)] = _numbers(entry, ["vididx"])
+        picture = {"image": name, "is_train": is_train, "activity": activity, "video": None if video is None else int(video)}
         rectangles = entry["annorect"].ravel() if entry["annorect"].dtype.names else ()
         for person_index, rectangle in enumerate(rectangles):
             person = _parse_person(rectangle)
             if person["has_joints"] if is_train else person["center"] is not None:
-                persons.append({"image": name, "person_index": person_index, "is_train": is_train, "activity": activity, **person})
+                persons.append({**picture, "person_index": person_index, **person})
     return pa.Table.from_pylist(images, IMAGE), pa.Table.from_pylist(persons, PERSON)
 
 

@@ -1,6 +1,7 @@
 """Persons + images -> samples: shards of pictures, written in parallel, the manifest last."""
 
 import json
+import logging
 import math
 from collections import Counter
 from typing import Any
@@ -15,6 +16,7 @@ from posepipe.progress import Progress
 from posepipe.writers import Writer
 
 PERSONS_FILE = "persons.parquet"
+logger = logging.getLogger(__name__)
 
 
 def inventory(config: PrepareConfig) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def inventory(config: PrepareConfig) -> dict[str, Any]:
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
-    """Writes samples; the manifest comes last.
+    """Writes samples, the manifest last, or hands out the manifest of those that are complete.
 
     Returns:
         The manifest.
@@ -41,11 +43,12 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     cluster.require("preparing samples", [cluster.Need("task", 1, 1)], hint="start Ray with CPUs, or a node that has some")
     annotations = mpii.read_annotation_file(storage.resolve_uri(config.mpii_uri))
     settings = _settings(config, storage.sha256(annotations))
-    _require_same(samples_uri, settings, config.overwrite)
+    if kept := _read_complete(samples_uri, settings, config.overwrite):
+        return kept
     with Writer(samples_uri) as writer:
         # Whoever wrote before may just have come to its end.
-        _require_same(samples_uri, settings, config.overwrite)
-        return _prepare(config, samples_uri, annotations, settings, writer)
+        kept = _read_complete(samples_uri, settings, config.overwrite)
+        return kept or _prepare(config, samples_uri, annotations, settings, writer)
 
 
 def _prepare(config: PrepareConfig, samples_uri: str, annotations: bytes, settings: dict[str, Any], writer: Writer) -> dict[str, Any]:
@@ -114,32 +117,25 @@ def _settings(config: PrepareConfig, annotations_sha256: str) -> dict[str, Any]:
         "people": config.people,
         "size": list(config.crop_size),
         "margin": list(config.crop_margin),
-        "val": {"percent": config.val_percent}
+        "val": {"percent": config.val_percent, "by": "video"}
         if listed is None
         else {"list_sha256": storage.fingerprint(listed if any(listed.values()) else sorted(listed)), "num_images": len(listed)},
         "shard_size": config.shard_size,
     }
 
 
-def is_prepared(config: PrepareConfig) -> bool:
-    """Whether the samples of this config are complete; ValueError where others are there, unless they may be overwritten."""
-    samples_uri = storage.resolve_uri(config.samples_uri)
-    annotations = mpii.read_annotation_file(storage.resolve_uri(config.mpii_uri))
-    _require_same(samples_uri, _settings(config, storage.sha256(annotations)), config.overwrite)
-    return storage.exists(storage.join_uri(samples_uri, storage.MANIFEST))
-
-
-def _require_same(samples_uri: str, settings: dict[str, Any], overwrite: bool) -> None:
-    """ValueError where the folder holds samples that were made with other settings, unless they may be overwritten."""
+def _read_complete(samples_uri: str, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """The manifest of samples that are complete, or None; ValueError where they were made with other settings. None if they are to go."""
     manifest_uri = storage.join_uri(samples_uri, storage.MANIFEST)
-    if storage.exists(manifest_uri):
-        older = storage.read_json(manifest_uri)
-        differing = {name: (older.get(name), value) for name, value in settings.items() if older.get(name) != value}
-        if differing and not overwrite:
-            text = "; ".join(f"{name} was {was!r}, now {now!r}" for name, (was, now) in differing.items())
-            raise ValueError(
-                f"{samples_uri} holds samples made with other settings ({text}); choose another --samples-uri or pass --overwrite"
-            )
+    if overwrite or not storage.exists(manifest_uri):
+        return None
+    older: dict[str, Any] = storage.read_json(manifest_uri)
+    differing = {name: (older.get(name), value) for name, value in settings.items() if older.get(name) != value}
+    if differing:
+        text = "; ".join(f"{name} was {was!r}, now {now!r}" for name, (was, now) in differing.items())
+        raise ValueError(f"{samples_uri} holds samples made with other settings ({text}); choose another --samples-uri or pass --overwrite")
+    logger.warning("the samples at %s are complete and stay; --overwrite makes them anew", samples_uri)
+    return older
 
 
 def _claim_folder(samples_uri: str) -> None:
@@ -171,15 +167,17 @@ def _read_val_list(uri: str) -> mpii.Listed:
         raise ValueError(f"{uri} is neither a list of names nor HRNet's valid.json: {type(error).__name__}: {error}") from error
 
 
-def _is_val_by_hash(image: str, percent: float) -> bool:
-    return int(storage.sha256(image.encode())[:8], 16) % 10_000 < round(percent * 100)
+def _is_val_by_hash(image: str, video: int | None, percent: float) -> bool:
+    """By the video where it is known: of two frames that are nearly the same, one would be trained on and one validated."""
+    key = image if video is None else f"video {video}"
+    return int(storage.sha256(key.encode())[:8], 16) % 10_000 < round(percent * 100)
 
 
 def _assign_splits(persons: pa.Table, config: PrepareConfig) -> pa.Table:
     """Adds the column `split`; where a list names people, others of their pictures are in no split and left out."""
     names, flags = persons["image"].to_pylist(), persons["is_train"].to_pylist()
     if not config.val_list:
-        is_val = [_is_val_by_hash(name, config.val_percent) for name in names]
+        is_val = [_is_val_by_hash(name, video, config.val_percent) for name, video in zip(names, persons["video"].to_pylist(), strict=True)]
         is_left_out = [False] * len(names)
     else:
         listed = _read_val_list(config.val_list)

@@ -1,8 +1,8 @@
 """The sample record; persons + images -> samples; the samples of a split, read through their manifest.
 
 A folder of samples holds `persons.parquet` (the parsed annotation file), `errors.parquet` (people whose picture could not be used),
-`<split>/part-NNNNN.parquet` (SAMPLE records), `writers/` (of `posepipe.writers`) and, written last, `_MANIFEST.json`. Readers go by the
-manifest alone.
+`<split>/part-NNNNN-HASH.parquet` (SAMPLE records), `writers/` (of `posepipe.writers`) and, written last, `_MANIFEST.json`. Readers go by
+the manifest alone.
 """
 
 from collections.abc import Sequence

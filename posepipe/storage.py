@@ -202,8 +202,9 @@ def _list_s3(filesystem: Any, path: str, scheme: str) -> Iterator[tuple[str, int
 
 
 def list_parts(uri: str) -> list[str]:
-    """URIs of the files right below the folder `uri` that are named as this project names its parts: part-NNNNN.parquet."""
-    return [found for found in list_files(uri) if re.fullmatch(r"part-\d{5,6}\.parquet", posixpath.relpath(_path(found), _path(uri)))]
+    """URIs of the files right below the folder `uri` that are named as this project names its parts: part-NNNNN[-HASH].parquet."""
+    is_part = re.compile(r"part-\d{5,}(-[0-9a-f]{12})?\.parquet").fullmatch
+    return [found for found in list_files(uri) if is_part(posixpath.relpath(_path(found), _path(uri)))]
 
 
 def _path(uri: str) -> str:
@@ -261,9 +262,9 @@ def to_parquet(table: pa.Table, row_group_size: int | None = None, packed: Seque
     return sink.getvalue().to_pybytes()
 
 
-def write_table(uri: str, table: pa.Table, packed: Sequence[str] = ()) -> str:
-    """Writes `table` as one Parquet file; equal tables give equal bytes. Returns the sha256 of the file. For packed see `to_parquet`."""
-    data = to_parquet(table, packed=packed)
+def write_table(uri: str, table: pa.Table) -> str:
+    """Writes `table` as one Parquet file; equal tables give equal bytes. Returns the sha256 of the file."""
+    data = to_parquet(table)
     write_bytes(uri, data)
     return sha256(data)
 

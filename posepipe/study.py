@@ -69,9 +69,9 @@ def run(config: StudyConfig) -> Outcome:
 
 def _run(config: StudyConfig) -> Outcome:
     names = [name for name in (*ROWS, *SCORED) if name in config.rows]
-    for name in names:
-        if name in ROWS:
-            _prepare(config, settings_of(name, config))
+    wanted = [settings_of(name, config) for name in names if name in ROWS]
+    for settings in {samples_uri(config.study_uri, each): each for each in wanted}.values():  # rows share samples
+        _prepare(config, settings)
     rows: list[dict[str, Any]] = []
     scored: dict[str, Result] = {}
     for name in names:
@@ -126,8 +126,7 @@ def _prepare(config: StudyConfig, settings: Mapping[str, Any]) -> None:
         uri = samples_uri(config.study_uri, settings, number)
         split = {"val_percent": 0.0} if number else {"val_list": config.val_list}
         wanted = PrepareConfig(**{"mpii_uri": mpii_uri, "samples_uri": uri, **split, **prepared})
-        if not preparing.is_prepared(wanted):
-            print(preparing.describe(preparing.prepare(wanted), uri), flush=True)
+        print(preparing.describe(preparing.prepare(wanted), uri), flush=True)
 
 
 def _train_row(name: str, config: StudyConfig) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def _entry(place: int, record: dict[str, Any]) -> dict[str, Any]:
         "image": _structs([{"name": record["name"]}]),
         "annorect": _structs(people) if people else _EMPTY,
         "frame_sec": _number(1),
-        "vididx": _number(place),
+        "vididx": _number(record.get("video", place)),
     }
 
 

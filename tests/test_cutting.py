@@ -29,7 +29,10 @@ def test_each_split_of_a_shard_is_a_file_that_says_how_many_rows_it_has(syntheti
     result = cut(synthetic_mpii, tmp_path, people)
     assert result["errors"] == []
     assert result["num_images"] == len(set(people["image"].to_pylist()))
-    assert {item["file"] for item in result["files"]} == {"train/part-00007.parquet", "val/part-00007.parquet"}
+    assert {item["file"] for item in result["files"]} == {
+        f"{item['split']}/part-00007-{item['sha256'][:12]}.parquet" for item in result["files"]
+    }
+    assert {item["split"] for item in result["files"]} == {"train", "val"}
     for item in result["files"]:
         table = storage.read_table(str(tmp_path / item["file"]))
         assert table.schema.equals(samples.SAMPLE)
@@ -43,10 +46,18 @@ def test_a_retry_writes_the_same_bytes(synthetic_mpii: str, tmp_path: Path) -> N
     assert first == second
 
 
+def test_who_was_replaced_and_goes_on_writes_over_nothing(synthetic_mpii: str, tmp_path: Path) -> None:
+    people = shard(synthetic_mpii)
+    result = cut(synthetic_mpii, tmp_path, people, "person")
+    cut(synthetic_mpii, tmp_path, people, "image")
+    for item in result["files"]:
+        assert storage.sha256((tmp_path / item["file"]).read_bytes()) == item["sha256"]
+
+
 def test_a_picture_of_several_people_gives_each_of_them_what_it_gives_one(synthetic_mpii: str, tmp_path: Path) -> None:
     people = shard(synthetic_mpii, ("train",))
-    cut(synthetic_mpii, tmp_path, people)
-    together = storage.read_table(str(tmp_path / "train/part-00007.parquet")).to_pylist()
+    [file] = cut(synthetic_mpii, tmp_path, people)["files"]
+    together = storage.read_table(str(tmp_path / file["file"])).to_pylist()
     assert len({row["image"] for row in together}) < len(together)
     for place, row in enumerate(together):
         data = (Path(synthetic_mpii) / "images" / row["image"]).read_bytes()

@@ -81,6 +81,16 @@ def joints_of(person):
 # Activities
 
 
+def test_the_video_of_a_picture_is_known_or_not():
+    videos = [{"vididx": np.uint16(300)}, {"vididx": EMPTY}, {}]
+    found = []
+    for video in videos:
+        release = {"annolist": records([{"image": {"name": "a.jpg"}, "annorect": records([annotated(point(0, 3, 4))]), **video}])}
+        _, persons = parse_annotations(save(RELEASE={**release, "img_train": np.array([[1]], dtype=np.uint8)}))
+        found += persons["video"].to_pylist()
+    assert found == [300, None, None]
+
+
 def test_the_activity_is_the_category_of_the_picture():
     act = [{"cat_name": "sports", "act_name": "rope skipping", "act_id": 1}, {"cat_name": EMPTY, "act_name": EMPTY, "act_id": -1}]
     person = [annotated(point(6, 1, 1))]

@@ -85,6 +85,29 @@ def test_samples_of_other_settings_are_not_mixed(
     assert on_disk == {item["file"] for item in manifest["files"]}
 
 
+def test_complete_samples_stay_though_their_pictures_are_gone(ray_session: None, synthetic_mpii: str, tmp_path: Path) -> None:
+    shutil.copytree(synthetic_mpii, tmp_path / "mpii")
+    manifest = preparing.prepare(config(str(tmp_path / "mpii"), tmp_path / "samples"))
+    before = {path: path.read_bytes() for path in (tmp_path / "samples").rglob("*.parquet")}
+    shutil.rmtree(tmp_path / "mpii" / "images")
+    assert preparing.prepare(config(str(tmp_path / "mpii"), tmp_path / "samples")) == manifest
+    assert {path: path.read_bytes() for path in (tmp_path / "samples").rglob("*.parquet")} == before
+    with pytest.raises(ValueError, match="people could be used"):
+        preparing.prepare(config(str(tmp_path / "mpii"), tmp_path / "samples", overwrite=True))
+
+
+def test_a_video_is_in_one_split() -> None:
+    videos = [place // 3 if place < 6000 else None for place in range(8000)]
+    names = [f"{place:09d}.jpg" for place in range(8000)]
+    persons = pa.table({"image": names, "is_train": [True] * 8000, "video": pa.array(videos, pa.int32())})
+    splits = preparing._assign_splits(persons, config("mpii", "samples", val_percent=10))["split"].to_pylist()
+    of_videos = [set(splits[start : start + 3]) for start in range(0, 6000, 3)]
+    assert all(len(found) == 1 for found in of_videos)
+    assert 0.08 < of_videos.count({"val"}) / 2000 < 0.12
+    # Pictures of which that is not known come one by one.
+    assert 0.08 < splits[6000:].count("val") / 2000 < 0.12
+
+
 def test_bad_and_missing_pictures_become_rows_of_the_errors_table(ray_session: None, synthetic_mpii: str, tmp_path: Path) -> None:
     damaged = tmp_path / "mpii"
     shutil.copytree(synthetic_mpii, damaged)
