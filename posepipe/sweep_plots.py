@@ -19,6 +19,7 @@ Row = Mapping[str, Any]
 
 PALE, INK = "#9a9a9a", "#222222"
 MAX_COLUMNS = 6  # of a heat map; more learning rates are put together
+MAX_LETTERS = 45  # of the names beside one another below an axis; more are set aslant
 
 
 def draw(rows: Sequence[Row], histories: Sequence[Sequence[Row]], fields: Sequence[str], label: str) -> dict[str, bytes]:
@@ -91,7 +92,8 @@ def by_field(rows: Sequence[Row], field: str, label: str) -> bytes:
             x = row[field] if is_number else names.index(str(row[field]))
             axes.plot(x, 100 * row["objective"], **_marker(row["status"]), linestyle="", clip_on=False, zorder=3)
     if not is_number:
-        axes.set_xticks(range(len(names)), names)
+        is_long = sum(map(len, names)) > MAX_LETTERS
+        axes.set_xticks(range(len(names)), names, **({"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if is_long else {}))
         axes.set_xlim(-0.5, len(names) - 0.5)
     elif min(values) > 0 and max(values) / min(values) >= 8:
         axes.set_xscale("log")

@@ -87,6 +87,16 @@ def test_values_have_the_axis_of_their_kind(figures: list[Figure], values: tuple
     assert [label.get_text() for label in axes.get_xticklabels()] == ticks
 
 
+@pytest.mark.parametrize("number", [2, 6])
+def test_names_are_set_aslant_where_they_would_overlap(figures: list[Figure], number: int) -> None:
+    names = ["convnext_atto", "efficientnet_b0", "hrnet_w32", "mobilenetv2_100", "resnet18", "resnet34"][:number]
+    sweep_plots.by_field([{"field": name, "status": "completed", "objective": 0.5} for name in names], "field", "IoU")
+    labels = figures[0].axes[0].get_xticklabels()
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(label.get_rotation() == (30 if number == 6 else 0) for label in labels)
+    assert number == 6 or not any(one.overlaps(other) for one, other in zip(boxes, boxes[1:], strict=False))
+
+
 def test_trials_that_all_scored_the_same_are_drawn() -> None:
     same = [trial(number, 0.0, 1, "completed", learning_rate=1e-3, batch_size=32 * (number + 1)) for number in range(2)]
     drawn = sweep_plots.draw([row for row, _ in same], [history for _, history in same], ["learning_rate", "batch_size"], "IoU")
