@@ -310,11 +310,11 @@ class ScoreConfig:
     predictions_uri: str = ""
     """Where the predictions go: one folder per run. Not needed with --dry-run."""
     samples_uri: str = ""
-    """Score these samples …"""
+    """Score these samples of jobs.prepare; either these or --images-uri."""
     split: Split = "val"
-    """… of this split: train, val or test."""
+    """Which split of --samples-uri."""
     images_uri: str = ""
-    """… or all the pictures below this prefix, or those that a .txt, .csv or .parquet file names, maybe with a person for each."""
+    """Score all the pictures below this prefix, or those that a .txt, .csv or .parquet file names, maybe with a person for each row."""
     first_stage_uri: str = ""
     """A checkpoint trained on image framing that finds the person for a model trained on person framing."""
     run_id: str = "score"
@@ -336,8 +336,8 @@ class ScoreConfig:
     num_actors: int = 0
     """Processes that hold the models; 0: one per GPU, or without --use-gpu as many as the CPUs hold, if there is work for so many."""
     cpus_per_actor: int = 0
-    """CPUs of each; 0: 1 where --use-gpu or --num-actors is given, otherwise 2 if none is left over. Without a GPU the models of a process
-    predict so many shards at a time, a core each, and share these with tasks that read and decode."""
+    """CPUs of each of these processes; 0: 1 where --use-gpu or --num-actors is given, otherwise 2 if none is left over. Without a GPU the
+    models of a process predict so many shards at a time, a core each, and share these with tasks that read and decode."""
     use_gpu: bool = False
     """One GPU per replica. With a first stage its replicas and the others share CPUs and GPUs half and half."""
     max_bytes: int = 128 * 2**20
@@ -345,10 +345,10 @@ class ScoreConfig:
     max_pixels: int = 89_478_485
     """Larger pictures are not decoded."""
     unreachable_after: float = 0.0
-    """Seconds after which a picture is `unreachable` that a web server (http, https) does not hand out; 0: after ten minutes the run ends,
-    as where a bucket fails, and the same command goes on."""
+    """After so many seconds without an answer of its web server (http, https) a picture is a row `unreachable`; 0: the run ends after ten
+    minutes, as where a bucket fails, and the same command goes on."""
     takeover_after: float = 30.0
-    """Seconds without a sign of life after which whoever wrote this run before counts as dead; theirs where they had more."""
+    """Take a run over whose writer has shown no sign of life for so many seconds, or for its own --takeover-after where that is more."""
     price_per_hour: float = 0.0
     """What the cluster costs per hour: the summary then says what a million pictures cost."""
     num_overlays: int = 0
@@ -399,7 +399,7 @@ class ReportConfig:
     """What jobs.score wrote, or files of other systems: .npz, .mat or .h5 with arrays (N, 16, 2), all of a file or FILE::key.
     The first is compared person by person with those that follow."""
     runs_uri: tuple[str, ...] = ()
-    """Run folders of jobs.train, for their curves and snapshots."""
+    """Folders of runs, each RUNS_URI/NAME of jobs.train or jobs.tune, for their curves and snapshots."""
     truth_uri: str = ""
     """Labels to score against, needed for array files: an .npz (joints, annotated, headboxes), HRNet's gt_valid.mat, or samples.
     Predictions of jobs.score carry labels; with this they are joined to these by sample_id instead."""
@@ -412,7 +412,7 @@ class ReportConfig:
     title: str = "Pose report"
     """Heading of the page."""
     num_cases: int = 6
-    """Best, median and worst people to draw, of each so many."""
+    """How many people to draw of each kind: best, median and worst."""
     min_confidence: float = 0.2
     """Joints with less confidence are not drawn. It changes no score."""
 

@@ -1,6 +1,7 @@
 """Plots of a sweep: what is drawn, read back from the figure or its pixels."""
 
 import io
+import itertools
 from typing import Any
 
 import pytest
@@ -94,7 +95,7 @@ def test_names_are_set_aslant_where_they_would_overlap(figures: list[Figure], nu
     labels = figures[0].axes[0].get_xticklabels()
     boxes = [label.get_window_extent() for label in labels]
     assert all(label.get_rotation() == (30 if number == 6 else 0) for label in labels)
-    assert number == 6 or not any(one.overlaps(other) for one, other in zip(boxes, boxes[1:], strict=False))
+    assert number == 6 or not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
 
 
 def test_trials_that_all_scored_the_same_are_drawn() -> None:
