@@ -5,6 +5,7 @@ its file, so no step is there twice. The other two find a run of theirs again by
 training goes on and the epochs wait.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import math
@@ -130,14 +131,23 @@ def _open_mlflow(run_uri: str, run_id: str, name: str, settings: Mapping[str, An
     mlflow: Any = importlib.import_module("mlflow")
     # In the experiment that MLFLOW_EXPERIMENT_NAME names.
     found = mlflow.search_runs(filter_string=f"tags.posepipe_run = '{run_id}'", output_format="list")
+    last, known = 0, {}
     if found:
-        theirs = found[0].info.run_id
-        mlflow.start_run(run_id=theirs)
-        last = max((each.step for each in mlflow.MlflowClient().get_metric_history(theirs, "train_loss")), default=0)
+        mlflow.start_run(run_id=found[0].info.run_id)
     else:
         mlflow.start_run(run_name=name, tags={"posepipe_run": run_id, "run_uri": run_uri})
-        mlflow.log_params(dict(settings))
-        last = 0
+    try:
+        if found:
+            theirs, known = found[0].info.run_id, found[0].data.params
+            last = max((each.step for each in mlflow.MlflowClient().get_metric_history(theirs, "train_loss")), default=0)
+        # Whoever began the run may not have got as far as its settings.
+        if missing := {field: value for field, value in settings.items() if field not in known}:
+            mlflow.log_params(missing)
+    except Exception:
+        # MLflow begins no run beside one that is active in this process, so the next try needs this one to end.
+        with contextlib.suppress(Exception):
+            mlflow.end_run("FAILED")
+        raise
 
     def log(row: Row) -> None:
         if row["epoch"] > last:

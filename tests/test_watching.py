@@ -55,7 +55,7 @@ def test_a_missing_package_is_refused_with_the_command(name: str, monkeypatch: p
 
 
 class FakeMlflow(ModuleType):
-    """Keeps runs as MLflow's server does: by id, with tags and metrics."""
+    """Keeps runs as MLflow's server does: by id, with tags, parameters and metrics. One is active at a time."""
 
     def __init__(self) -> None:
         super().__init__("mlflow")
@@ -66,21 +66,28 @@ class FakeMlflow(ModuleType):
     def search_runs(self, filter_string: str, output_format: str) -> list[Any]:
         assert output_format == "list"
         wanted = filter_string.partition("'")[2].rstrip("'")
-        return [SimpleNamespace(info=SimpleNamespace(run_id=name)) for name, run in self.runs.items() if run["posepipe_run"] == wanted]
+        return [
+            SimpleNamespace(info=SimpleNamespace(run_id=name), data=SimpleNamespace(params=dict(run["params"])))
+            for name, run in self.runs.items()
+            if run["posepipe_run"] == wanted
+        ]
 
     def start_run(self, run_id: str = "", run_name: str = "", tags: dict[str, str] | None = None) -> None:
+        if self.active:
+            raise Exception(f"Run with UUID {self.active} is already active.")
         self.active = run_id or f"id{len(self.runs)}"
-        self.runs.setdefault(self.active, {**(tags or {}), "name": run_name, "metrics": []})
+        self.runs.setdefault(self.active, {**(tags or {}), "name": run_name, "params": {}, "metrics": []})
 
     def log_params(self, params: dict[str, Any]) -> None:
-        assert "params" not in self.runs[self.active], "MLflow refuses other values"
-        self.runs[self.active]["params"] = params
+        assert not set(params) & set(self.runs[self.active]["params"]), "MLflow refuses other values"
+        self.runs[self.active]["params"] |= params
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         assert all(isinstance(value, int | float) for value in metrics.values())
         self.runs[self.active]["metrics"] += [(name, value, step) for name, value in metrics.items()]
 
     def end_run(self, status: str) -> None:
+        self.active = ""
         self.status.append(status)
 
     def MlflowClient(self) -> Any:  # noqa: N802
@@ -107,6 +114,68 @@ def test_mlflow_goes_on_with_the_run_that_was_interrupted(monkeypatch: pytest.Mo
     assert mlflow.status == ["FAILED", "FINISHED"]
     watching.Watcher(str(tmp_path), "id1", "run", {}, "mlflow")
     assert len(mlflow.runs) == 2
+
+
+class Outage:
+    """Stands in for a call of MLflow's, which fails while the server is away."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, mlflow: FakeMlflow, name: str) -> None:
+        self._call = getattr(mlflow, name)
+        self.is_away = True
+        monkeypatch.setattr(mlflow, name, self)
+
+    def __call__(self, *arguments: Any, **others: Any) -> Any:
+        if self.is_away:
+            raise ConnectionError("no server")
+        return self._call(*arguments, **others)
+
+
+@pytest.mark.parametrize("call", ["MlflowClient", "log_params"])
+@pytest.mark.parametrize("can_end", [True, False])
+def test_mlflow_is_reached_again_where_its_server_went_away_while_a_run_was_opened(
+    call: str, can_end: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mlflow = FakeMlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    first = watching.Watcher(str(tmp_path), "id0", "run", {"seed": 0}, "mlflow")
+    first.show_epoch({**ROW, "epoch": 1}, [1.0])
+    first.close(False)
+    end_run = mlflow.end_run
+
+    def end(status: str) -> None:
+        end_run(status)  # MLflow forgets the run before it tells the server.
+        raise ConnectionError("no server")
+
+    if not can_end:
+        monkeypatch.setattr(mlflow, "end_run", end)
+    outage = Outage(monkeypatch, mlflow, call)
+    # The settings have a field more, which a newer posepipe may bring.
+    second = watching.Watcher(str(tmp_path), "id0", "run", {"seed": 0, "patience": 3}, "mlflow", is_new=False)
+    second.show_epoch({**ROW, "epoch": 2}, [1.0])
+    (run,) = mlflow.runs.values()
+    assert [step for name, _, step in run["metrics"] if name == "val_pckh"] == [1]
+    outage.is_away = False
+    monkeypatch.setattr(mlflow, "end_run", end_run)
+    second.show_epoch({**ROW, "epoch": 3}, [1.0])
+    second.close(True)
+    assert [step for name, _, step in run["metrics"] if name == "val_pckh"] == [1, 2, 3]
+    assert run["params"] == {"seed": 0, "patience": 3}
+    assert mlflow.status[-1] == "FINISHED"
+
+
+def test_mlflow_gets_the_settings_of_a_run_that_began_without_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mlflow = FakeMlflow()
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    outage = Outage(monkeypatch, mlflow, "log_params")
+    with pytest.raises(ConnectionError, match="no server"):
+        watching.Watcher(str(tmp_path), "id0", "run", {"seed": 0}, "mlflow")
+    (run,) = mlflow.runs.values()
+    assert run["params"] == {}
+    outage.is_away = False
+    mlflow.active = ""  # in the next process
+    watching.Watcher(str(tmp_path), "id0", "run", {"seed": 0}, "mlflow").close(True)
+    assert list(mlflow.runs.values()) == [run]
+    assert run["params"] == {"seed": 0}
 
 
 def test_wandb_goes_on_with_the_run_that_was_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
