@@ -5,12 +5,12 @@
 Numbers are taken by writes that succeed for one writer alone, so no clock is compared and no lock is ever left behind.
 """
 
-import _thread
 import contextlib
 import json
 import os
 import posixpath
 import re
+import signal
 import socket
 import threading
 import time
@@ -106,7 +106,8 @@ class Writer:
                 if storage.exists(self._uri(self._number + 1), patience=0):
                     self._lost.set()
                     if self._interrupt:
-                        _thread.interrupt_main()
+                        # Not _thread.interrupt_main, which a main thread that waits notices only when the wait is over.
+                        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                     return
                 self._state["beat"] += 1  # type: ignore[operator]
                 storage.write_bytes(self._uri(self._number), self._content(), patience=0)

@@ -126,8 +126,10 @@ def interruptible():
 def test_what_never_asks_is_interrupted_when_another_one_took_over(run_uri, interruptible):
     with Writer(run_uri, 0.3, say=[].append, interrupt=True) as asleep:
         storage.write_json(storage.join_uri(run_uri, "writers", "000002.json"), {})
+        started = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             time.sleep(30)
+        assert time.monotonic() - started < 20, "not only when it has slept enough"
         with pytest.raises(LostRunError):
             asleep.check()
 
