@@ -60,6 +60,8 @@ class Optuna(OptunaSearch):
         sampler = optuna.samplers.TPESampler(seed=config.train.seed + len(known))
         space = {name: _distribution(kind, values) for name, kind, values in fields}
         super().__init__(space=space, metric="objective", mode="max", sampler=sampler)
+        self.is_exhausted = False
+        """Whether no configuration was found that was not tried before."""
         self._names_known = {trial.name for trial in known}
         self._tried = [trial.parameters for trial in known]
         self._under_way = [(trial.name, trial.parameters) for trial in known if not trial.has_ended]
@@ -96,6 +98,7 @@ class Optuna(OptunaSearch):
             super().on_trial_complete(self._keys[trial_id], error=True)
             if self._grid_names:
                 self._ot_study.enqueue_trial(dict(self._grid_part(parameters)))
+        self.is_exhausted = True
         return Searcher.FINISHED
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ folders, so that a sweep whose driver died goes on from there, whatever Tune rem
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,19 +62,49 @@ def tune(config: TuneConfig) -> dict[str, Any]:
     at_once = cluster.num_fitting(cpus=shared.cpus_per_worker, gpus=int(shared.use_gpu)) // shared.max_workers
     data = training_data.load_data(shared)
     _require_a_model(config, data)
-    with Writer(sweep_uri) as writer:
-        _claim_sweep(config, sweep_uri)
-        known = [_try_again(trial) for trial in trials.read_trials(sweep_uri)]
-        if known:
-            num_ended = sum(trial.has_ended for trial in known)
-            others = len(known) - num_ended
-            print(f"going on: {num_ended} trials have ended, {others} were under way, or failed and are tried again", flush=True)
-        _run_trials(config, sweep_uri, data, known, min(at_once, config.max_concurrent_trials or at_once))
-        known = trials.read_trials(sweep_uri)
-        if not all(trial.has_ended for trial in known):
-            raise KeyboardInterrupt(f"the sweep {sweep_uri} was interrupted; the same command goes on")
-        writer.check(is_fresh=True)
-        return _finish(config, sweep_uri, known, data)
+    with Writer(sweep_uri, interrupt=True) as writer:
+        try:
+            return _sweep(config, sweep_uri, data, min(at_once, config.max_concurrent_trials or at_once), writer.check)
+        except (KeyboardInterrupt, SystemExit):  # Ray makes one of the other.
+            writer.check()
+            raise
+
+
+def _sweep(
+    config: TuneConfig, sweep_uri: str, data: training_data.TrainingData, at_once: int, check: Callable[..., None]
+) -> dict[str, Any]:
+    """Sweeps to the end; `check` raises where somebody else has taken the folder over."""
+    _claim_sweep(config, sweep_uri)
+    known = [_try_again(trial) for trial in trials.read_trials(sweep_uri)]
+    for trial in known:
+        if not trial.has_ended:  # Nor has one that failed and is tried again, as long as its turn has not come.
+            trials.write_record(sweep_uri, trial.name, trial.parameters)
+    if known:
+        num_ended = sum(trial.has_ended for trial in known)
+        others = len(known) - num_ended
+        print(f"going on: {num_ended} trials have ended, {others} were under way, or failed and are tried again", flush=True)
+    is_exhausted = _run_trials(config, sweep_uri, data, known, at_once)
+    known = trials.read_trials(sweep_uri)
+    # Tune returns after Ctrl-C as if nothing had happened.
+    if not _is_over(config, known, is_exhausted):
+        raise KeyboardInterrupt(f"the sweep {sweep_uri} was interrupted; the same command goes on")
+    check(is_fresh=True)
+    return _finish(config, sweep_uri, known, data)
+
+
+def _is_over(config: TuneConfig, known: Sequence[Trial], is_exhausted: bool) -> bool:
+    """Whether all trials have ended, not only those that have begun; none begins any more where the search `is_exhausted`."""
+    ended = {trial.name for trial in known if trial.has_ended}
+    if len(ended) < len(known):
+        return False
+    if config.search_algorithm == "optuna":
+        return is_exhausted or len(ended) >= _num_trials(config)
+    return ended.issuperset(searching.plan_trials(config))
+
+
+def _num_trials(config: TuneConfig) -> int:
+    """Of a sweep that never runs out of new configurations."""
+    return len(searching.grid([parse_search(text) for text in config.search])) * config.num_trials
 
 
 def _require_a_model(config: TuneConfig, data: training_data.TrainingData) -> None:
@@ -112,13 +142,15 @@ def _claim_sweep(config: TuneConfig, sweep_uri: str) -> None:
         storage.write_json(config_uri, wanted)
 
 
-def _run_trials(config: TuneConfig, sweep_uri: str, data: training_data.TrainingData, known: Sequence[Trial], at_once: int) -> None:
-    """Runs every trial that has not ended, those that were under way first."""
+def _run_trials(config: TuneConfig, sweep_uri: str, data: training_data.TrainingData, known: Sequence[Trial], at_once: int) -> bool:
+    """Runs every trial that has not ended, those that were under way first; whether Optuna found no other configuration to try."""
     ended = {trial.name for trial in known if trial.has_ended}
     space: dict[str, Any] = {}
+    optuna = None
     if config.search_algorithm == "optuna":
-        num_samples = len(searching.grid([parse_search(text) for text in config.search])) * config.num_trials - len(ended)
-        algorithm: Any = ConcurrencyLimiter(searching.Optuna(config, known), max_concurrent=at_once)
+        num_samples = _num_trials(config) - len(ended)
+        optuna = searching.Optuna(config, known)
+        algorithm: Any = ConcurrencyLimiter(optuna, max_concurrent=at_once)
     else:
         planned = {name: parameters for name, parameters in searching.plan_trials(config).items() if name not in ended}
         under_way = [trial.name for trial in known if trial.name in planned]
@@ -127,7 +159,7 @@ def _run_trials(config: TuneConfig, sweep_uri: str, data: training_data.Training
         num_samples = min(1, len(ordered))
         algorithm = BasicVariantGenerator(max_concurrent=at_once)
     if num_samples <= 0:
-        return
+        return False
     trainable = ray.tune.with_parameters(_run_trial, config=config, data=data)
     # The driver of a trial waits; its workers are what needs the CPUs. Tune takes no request for nothing, so it asks for one byte.
     trainable = ray.tune.with_resources(trainable, {"memory": 1})
@@ -156,6 +188,7 @@ def _run_trials(config: TuneConfig, sweep_uri: str, data: training_data.Training
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     with cluster.keep_interrupts():
         tuner.fit()
+    return optuna is not None and optuna.is_exhausted
 
 
 def _name_of(trial: Any) -> str:

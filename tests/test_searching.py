@@ -109,7 +109,10 @@ def test_optuna_goes_through_the_grid_and_chooses_the_rest() -> None:
 
 def test_optuna_suggests_nothing_twice_and_ends_where_nothing_is_left() -> None:
     config = sweep("batch_size=choice:32,64,128", num_trials=20, search_algorithm="optuna")
-    found = suggestions(Optuna(config, []), 20)
+    search = Optuna(config, [])
+    assert not search.is_exhausted
+    found = suggestions(search, 20)
+    assert search.is_exhausted
     assert sorted(each["parameters"]["batch_size"] for each in found) == [32, 64, 128]
 
 

@@ -1,6 +1,7 @@
 """A sweep of trials on Ray Tune: what ASHA remembers, what goes wrong in a trial, a driver that is killed."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -18,11 +19,11 @@ from fault_tools import ROOT, descendants, kill_all
 from ray.train import ControllerError, WorkerGroupError
 from ray.tune.schedulers import TrialScheduler
 
-from posepipe import failures, runs, samples, scoring, storage, training, trials, tuning
+from posepipe import failures, runs, samples, scoring, searching, storage, training, trials, tuning
 from posepipe.config import ScoreConfig, TrainConfig, TuneConfig
 from posepipe.retrying import StorageUnavailableError
 from posepipe.trials import Trial
-from posepipe.writers import Writer
+from posepipe.writers import LostRunError, Writer
 
 
 def sweep(epochs: int = 8, **changes: Any) -> TuneConfig:
@@ -215,6 +216,106 @@ def test_trials_which_run_elsewhere_get_absolute_uris(
     assert given[0].train.samples_uri == person_samples
     assert given[0].train.runs_uri == str(Path(person_samples).parent / "runs")
     assert given[0].train.weights == ("none",)
+
+
+# A sweep that is interrupted
+
+
+def small_sweep(samples_uri: str, folder: Path, **changes: Any) -> TuneConfig:
+    train = TrainConfig(samples_uri=samples_uri, runs_uri=str(folder), name="sweep", task="head", model="resnet10t")
+    return TuneConfig(train=train, max_concurrent_trials=1, **changes)
+
+
+GRID: dict[str, Any] = {"search": ("batch_size=grid:8,16,32",)}
+DRAWS: dict[str, Any] = {"search": ("batch_size=choice:8,16,32,64",), "num_trials": 3, "search_algorithm": "optuna"}
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C means here what Python makes of it, whatever ran in this process before."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def unscored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials that end at once, without a score: a sweep that gets to its end says so."""
+    monkeypatch.setattr(tuning, "_run_trial", lambda parameters, config, data: None)
+
+
+NO_SCORE = "no trial of .*/sweep got as far as a score"
+
+
+@pytest.mark.parametrize("changes", [GRID, DRAWS], ids=["random", "optuna"])
+def test_a_sweep_that_is_interrupted_before_its_first_trial_says_so(
+    person_samples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    # As Tune does after Ctrl-C: it returns.
+    monkeypatch.setattr(tuning.ray.tune, "Tuner", lambda *_, **__: SimpleNamespace(fit=lambda: None))
+    with pytest.raises(KeyboardInterrupt, match=r"/sweep was interrupted; the same command goes on"):
+        tuning.tune(small_sweep(person_samples, tmp_path, **changes))
+
+
+def test_a_sweep_that_is_interrupted_before_it_tries_a_failed_trial_again_is_not_complete(
+    person_samples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, sweep_uri = small_sweep(person_samples, tmp_path, **GRID), f"{tmp_path}/sweep"
+    for name, parameters in searching.plan_trials(config).items():
+        error = {"trial-000": "ValueError: no", "trial-001": "OSError: [Errno 28] No space left on device"}.get(name)
+        trials.write_record(sweep_uri, name, parameters, has_ended=True, error=error)
+    tuning._claim_sweep(config, sweep_uri)
+    monkeypatch.setattr(tuning.ray.tune, "Tuner", lambda *_, **__: SimpleNamespace(fit=lambda: None))
+    with pytest.raises(KeyboardInterrupt, match=r"/sweep was interrupted; the same command goes on"):
+        tuning.tune(config)
+    assert [trial.status for trial in trials.read_trials(sweep_uri)] == ["failed", "under way", "stopped early"]
+
+
+@pytest.mark.parametrize("changes", [GRID, DRAWS], ids=["random", "optuna"])
+def test_a_sweep_that_is_interrupted_between_two_trials_is_not_complete(
+    person_samples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruptible: None, unscored: None, changes: dict[str, Any]
+) -> None:
+    config, complete = small_sweep(person_samples, tmp_path, **changes), tuning._Recorder.on_trial_complete
+
+    def interrupt(*arguments: Any, **others: Any) -> None:
+        complete(*arguments, **others)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning._Recorder, "on_trial_complete", interrupt)
+        with pytest.raises(KeyboardInterrupt, match=r"/sweep was interrupted; the same command goes on"):
+            tuning.tune(config)
+    assert [(trial.name, trial.has_ended) for trial in trials.read_trials(f"{tmp_path}/sweep")] == [("trial-000", True)]
+    with pytest.raises(ValueError, match=NO_SCORE):
+        tuning.tune(config)
+    assert [(trial.name, trial.has_ended) for trial in trials.read_trials(f"{tmp_path}/sweep")] == [
+        (f"trial-{number:03d}", True) for number in range(3)
+    ]
+
+
+def test_a_sweep_is_over_where_optuna_finds_nothing_new(person_samples: str, tmp_path: Path, unscored: None) -> None:
+    config = small_sweep(person_samples, tmp_path, **{**DRAWS, "num_trials": 9})
+    for _ in range(2):  # The second time nothing is left to try.
+        with pytest.raises(ValueError, match=NO_SCORE):
+            tuning.tune(config)
+        assert len(trials.read_trials(f"{tmp_path}/sweep")) == 4
+
+
+def test_a_sweep_that_was_taken_over_stops_its_trials(
+    person_samples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruptible: None
+) -> None:
+    start = tuning._Recorder.on_trial_start
+
+    def take_over(*arguments: Any, **others: Any) -> None:
+        start(*arguments, **others)
+        storage.write_json(f"{tmp_path}/sweep/writers/000002.json", {})
+
+    monkeypatch.setattr(tuning, "Writer", functools.partial(Writer, takeover_after=0.6))
+    monkeypatch.setattr(tuning, "_run_trial", lambda parameters, config, data: time.sleep(40))
+    monkeypatch.setattr(tuning._Recorder, "on_trial_start", take_over)
+    with pytest.raises(LostRunError, match="/sweep was taken over by another writer"):
+        tuning.tune(small_sweep(person_samples, tmp_path, **GRID))
+    assert [(trial.name, trial.has_ended) for trial in trials.read_trials(f"{tmp_path}/sweep")] == [("trial-000", False)]
 
 
 # A driver that is killed
