@@ -54,7 +54,7 @@ def user_errors() -> Iterator[None]:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    except (FileNotFoundError, PermissionError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         if type(error).__name__.startswith("RayTaskError"):
             raise
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)

@@ -113,7 +113,12 @@ def _read_manifest(manifest_uri: str) -> pa.Table:
     """
     try:
         data = storage.read_bytes(manifest_uri)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        if isinstance(error, IsADirectoryError) or _has_files(manifest_uri):
+            raise ValueError(
+                f"{manifest_uri} is a folder, and a manifest is one file: name the file in it, or write all rows into one and name that; "
+                f"if it is a folder of pictures, its name must not end in {' or '.join(MANIFEST_FORMATS)}"
+            ) from error
         raise ValueError(f"no manifest at {manifest_uri}") from error
     try:
         table = _parse_manifest(manifest_uri, data)
@@ -135,6 +140,14 @@ def _read_manifest(manifest_uri: str) -> pa.Table:
     # Rows of one picture keep their order: their place tells them apart.
     order = table.append_column("row", pa.array(np.arange(table.num_rows))).sort_by([("uri", "ascending"), ("row", "ascending")])
     return _complete(order.drop_columns(["row"]), manifest_uri)
+
+
+def _has_files(uri: str) -> bool:
+    """Whether there are files below what cannot be read as one: a store of objects knows no folders."""
+    try:
+        return next(storage.list_sizes(uri), None) is not None
+    except OSError:  # Web servers have no listings.
+        return False
 
 
 def _parse_manifest(manifest_uri: str, data: bytes) -> pa.Table:

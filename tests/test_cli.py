@@ -79,6 +79,14 @@ def test_user_errors_says_value_errors_without_a_trace(capsys):
     assert capsys.readouterr().err == "error: expected a, got b\n"
 
 
+@pytest.mark.parametrize("kind", [FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError])
+def test_user_errors_says_of_a_place_what_is_wrong_with_it(capsys, kind):
+    with pytest.raises(SystemExit) as caught, user_errors():
+        raise kind("list.txt")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"error: {kind.__name__}: list.txt\n"
+
+
 def test_user_errors_lets_other_errors_through():
     with pytest.raises(KeyError), user_errors():
         raise KeyError("a fault of the program")

@@ -286,6 +286,23 @@ def test_other_manifests_that_make_no_sense_are_refused(manifest, content, kind,
         manifest(content, kind)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_a_folder_in_place_of_a_manifest_is_refused(folder, kind):
+    """Spark writes a folder of this name."""
+    write(folder, f"people.{kind}/part-00000-0123-c000.snappy.{kind}", f"people.{kind}/_SUCCESS")
+    with pytest.raises(ValueError, match=rf"{folder}/people\.{kind} is a folder, and a manifest is one file: name the file in it"):
+        read_inputs(storage.join_uri(folder, f"people.{kind}"))
+
+
+def test_an_empty_folder_in_place_of_a_manifest_is_refused(tmp_path):
+    (tmp_path / "people.csv").mkdir()
+    with pytest.raises(ValueError, match="is a folder"):
+        read_inputs(str(tmp_path / "people.csv"))
+    (tmp_path / "file.csv").touch()
+    with pytest.raises(ValueError, match="no manifest at"):
+        read_inputs(str(tmp_path / "file.csv" / "people.csv"))
+
+
 def test_a_manifest_that_is_not_there_is_refused(folder):
     with pytest.raises(ValueError, match=r"no manifest at .*list\.csv"):
         read_inputs(storage.join_uri(folder, "list.csv"))
