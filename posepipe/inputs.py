@@ -20,6 +20,8 @@ from posepipe import storage
 from posepipe.geometry import PERSON_HEIGHT, PERSON_SHIFT
 
 INPUTS_FOLDER = "inputs"
+RUN_FOLDERS = (INPUTS_FOLDER, "parts", "done", "writers")
+"""Of a run: see `posepipe.journal`."""
 MANIFEST_FORMATS = (".parquet", ".csv", ".txt")
 SHARDS_PER_FILE = 64
 _CHUNK = 10_000
@@ -75,7 +77,18 @@ def read_inputs(images_uri: str, *, limit: int = 0, sample_fraction: float = 1.0
     return pa.concat_tables(table.take(np.arange(start, min(start + _LARGE_CHUNK, table.num_rows))).cast(INPUT) for start in starts)
 
 
+def require_apart(images_uri: str, run_uri: str) -> None:
+    """ValueError where the pictures of a prefix lie among the files that a run writes, which would be inputs too."""
+    if storage.spell_below(run_uri, images_uri) == storage.spell_below(images_uri, images_uri):
+        raise ValueError(f"the predictions cannot go to {run_uri}, which is the folder of the pictures; name one beside or below it")
+    for name in RUN_FOLDERS:
+        if storage.spell_below(images_uri, storage.join_uri(run_uri, name)):
+            raise ValueError(f"the predictions cannot go to {run_uri}, whose folder {name}/ has the pictures in it; name another place")
+
+
 def _list_prefix(images_uri: str, without: str) -> pa.Table:
+    if without:
+        require_apart(images_uri, without)
     parts = []
     for chunk in _chunks(storage.list_sizes(images_uri)):
         uris, sizes = zip(*chunk, strict=True)
@@ -86,10 +99,7 @@ def _list_prefix(images_uri: str, without: str) -> pa.Table:
     if not parts:
         return pa.table({"uri": pa.array([], _URI)})
     table = pa.concat_tables(parts)
-    results = storage.spell_below(without, images_uri) if without else None
-    if results == storage.spell_below(images_uri, images_uri):
-        raise ValueError(f"the predictions cannot go to {without}, which is the folder of the pictures; name one beside or below it")
-    if results:
+    if without and (results := storage.spell_below(without, images_uri)):
         table = table.filter(pc.invert(pc.starts_with(table["uri"], results)))
     return _complete(table.sort_by("uri"))
 

@@ -1,7 +1,7 @@
 """The folder of a scoring run: what it is of, which shards are done.
 
     writers/000001.json    of `posepipe.writers`
-    inputs/part-00000.parquet
+    inputs/part-00000-0123456789ab.parquet    named after its bytes
     _RUN.json              what the run is of; written when its plan is complete
     parts/part-000000-0123456789ab.parquet    named after its bytes
     done/0123456789ab/000000.json    a part counts from here on; never replaced; the folder is named after what the run is of
@@ -10,9 +10,10 @@
 
 A writer that has lost its place and does not know it yet can do no harm: parts are named after their bytes, done records after what the run
 is of, and neither is ever replaced.
+
+Whatever else lies in these folders belongs to others: only files that are named as above are ever deleted.
 """
 
-import posixpath
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +24,13 @@ from posepipe import storage
 from posepipe.writers import LostRunError, Writer
 
 RUN_FILE = "_RUN.json"
+# A writer that was killed leaves the partial files of `storage.write_bytes`.
+_PARTIAL = r"(\.[0-9a-f]{32}\.partial)?"
+_OWN_NAMES = {
+    "done": rf"[0-9a-f]{{12}}/\d{{6,}}\.json{_PARTIAL}",
+    "parts": rf"part-\d{{6,}}-[0-9a-f]{{12}}\.parquet{_PARTIAL}",
+    "inputs": rf"part-\d{{5,}}-[0-9a-f]{{12}}\.parquet{_PARTIAL}",
+}
 
 
 def read_run(run_uri: str) -> dict[str, Any] | None:
@@ -77,9 +85,23 @@ def read_done(done_uri: str, shard: int) -> dict[str, Any] | None:
 
 def list_done(done_uri: str) -> dict[int, dict[str, Any]]:
     """The done records by shard."""
-    uris = [uri for uri in storage.list_files(done_uri) if re.fullmatch(r"\d{6,}\.json", posixpath.basename(uri))]
+    below = storage.spell_below(done_uri, done_uri) or ""
+    uris = [uri for uri in storage.list_files(done_uri) if re.fullmatch(r"\d{6,}\.json", uri.removeprefix(below))]
     with ThreadPoolExecutor(16) as pool:
         return {record["shard"]: record for record in pool.map(storage.read_json, uris)}
+
+
+def list_parts(run_uri: str) -> dict[str, str]:
+    """URIs of the parts, by their names as done records have them: whether they count or not."""
+    return _list_own(run_uri, "parts")
+
+
+def _list_own(run_uri: str, folder: str) -> dict[str, str]:
+    """URIs of what was written into a folder of the run, by their names below the run; what others put there is left out."""
+    uri = storage.join_uri(run_uri, folder)
+    below = storage.spell_below(uri, uri) or ""
+    names = {found: found.removeprefix(below) for found in storage.list_files(uri)}
+    return {f"{folder}/{name}": found for found, name in names.items() if re.fullmatch(_OWN_NAMES[folder], name)}
 
 
 def forget_done(done_uri: str, shards: list[int]) -> None:
@@ -91,14 +113,14 @@ def _record_uri(done_uri: str, shard: int) -> str:
 
 
 def finish(run_uri: str, manifest: dict[str, Any], writer: Writer) -> None:
-    """Leaves the parts that count and no others, then the manifest, then the marker.
+    """Leaves of the parts those that count, then the manifest, then the marker.
 
     Raises:
         LostRunError: another writer has taken over, or has taken parts away that count.
     """
     writer.check(is_fresh=True)
     counted = {item["file"] for item in manifest["files"]}
-    parts = {f"parts/{posixpath.basename(uri)}": uri for uri in storage.list_files(storage.join_uri(run_uri, "parts"))}
+    parts = list_parts(run_uri)
     if lost := sorted(counted - set(parts)):
         # A writer that began anew, of which a shard was under way when this one took over.
         raise LostRunError(f"{len(lost)} parts of {run_uri} are gone, the first is {lost[0]}; the same command makes them again")
@@ -120,8 +142,10 @@ def clear(run_uri: str, writer: Writer, *others: str) -> None:
     Raises:
         LostRunError: another writer has taken over.
     """
-    for name in (storage.SUCCESS, storage.MANIFEST, RUN_FILE, *others):
+    # Where no run was begun, what is named like these others is none of its files.
+    others = others if storage.exists(storage.join_uri(run_uri, RUN_FILE)) else ()
+    for name in (storage.SUCCESS, storage.MANIFEST, *others, RUN_FILE):
         storage.delete([storage.join_uri(run_uri, name)])
-    for folder in ("done", "parts", "inputs"):
+    for folder in _OWN_NAMES:
         writer.check(is_fresh=True)
-        storage.delete(storage.list_files(storage.join_uri(run_uri, folder)))
+        storage.delete(_list_own(run_uri, folder).values())

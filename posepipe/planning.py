@@ -134,6 +134,13 @@ def plan_run(
     return Plan(identity, models, first_stage, [{}] * len(counts), counts, num_bytes, run["files"] if run else [], table)
 
 
+def require_apart(config: ScoreConfig, run_uri: str) -> None:
+    """ValueError where pictures are to be listed in a folder that the run keeps for itself."""
+    images_uri = storage.resolve_uri(config.images_uri) if config.images_uri else ""
+    if images_uri and not inputs.is_manifest(images_uri):
+        inputs.require_apart(images_uri, run_uri)
+
+
 def _predicting(config: ScoreConfig) -> dict[str, Any]:
     """Of the identity, how the models predict; the defaults are left out, so that runs from before there were others go on."""
     values = {"flip_test": config.flip_test, "test_scales": sorted(config.test_scales), "precision": config.precision}

@@ -59,6 +59,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     planning.require_cluster(config, first_stage)
     with writers.Writer(run_uri, config.takeover_after) as writer:
         if config.overwrite:
+            planning.require_apart(config, run_uri)
             journal.clear(run_uri, writer, OVERLAYS_FILE, SUMMARY_FILE)
         run = journal.read_run(run_uri)
         plan = planning.plan_run(config, models, first_stage, run, run_uri)
@@ -90,8 +91,8 @@ def _valid_done(run_uri: str, done_uri: str) -> dict[int, dict[str, Any]]:
     """The done records whose part is there; the others are taken away, so that their shards are done again."""
     done = journal.list_done(done_uri)
     if done:
-        parts = {uri.rpartition("/")[2] for uri in storage.list_files(storage.join_uri(run_uri, "parts"))}
-        lost = [shard for shard, record in done.items() if record["file"].rpartition("/")[2] not in parts]
+        parts = journal.list_parts(run_uri)
+        lost = [shard for shard, record in done.items() if record["file"] not in parts]
         journal.forget_done(done_uri, lost)
         done = {shard: record for shard, record in done.items() if shard not in lost}
     return done

@@ -74,6 +74,21 @@ def test_pictures_inside_the_results_folder_are_inputs(tmp_path):
     assert names_of(read_inputs(str(tmp_path / "pictures"), without=str(tmp_path))) == ["a.jpg"]
 
 
+@pytest.mark.parametrize("name", ["parts", "inputs", "done", "writers", "parts/deep"])
+def test_pictures_in_a_folder_that_the_run_keeps_for_itself_are_refused(folder, name):
+    kept, _, _ = name.partition("/")
+    write(folder, f"{name}/a.jpg", f"{kept}2/a.jpg")
+    with pytest.raises(ValueError, match=rf"cannot go to {folder}, whose folder {kept}/ has the pictures in it"):
+        read_inputs(storage.join_uri(folder, name), without=folder)
+    assert names_of(read_inputs(storage.join_uri(folder, f"{kept}2"), without=folder)) == ["a.jpg"]
+
+
+def test_the_folder_of_the_pictures_is_not_one_for_results(folder):
+    write(folder, "a.jpg")
+    with pytest.raises(ValueError, match=rf"cannot go to {folder}, which is the folder of the pictures"):
+        read_inputs(folder, without=folder)
+
+
 def test_a_prefix_with_nothing_but_results_has_no_inputs(tmp_path):
     write(str(tmp_path), "out/a", "out/b")
     with pytest.raises(ValueError, match="no inputs: no files below"):

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from posepipe import journal, storage
+from posepipe import inputs, journal, storage
 from posepipe.journal import (
     LostRunError,
     clear,
@@ -173,6 +173,75 @@ def test_a_finished_run_has_the_parts_that_count_and_what_is_not_its_own(run_uri
     assert storage.read_json(storage.join_uri(run_uri, storage.MANIFEST)) == manifest
 
 
+KEPT, ORPHAN = "parts/part-000000-aaaaaaaaaaaa.parquet", "parts/part-000001-bbbbbbbbbbbb.parquet"
+INPUTS, RECORD = "inputs/part-00000-0123456789ab.parquet", "done/0123456789ab/000000.json"
+HALF_WRITTEN = f"{ORPHAN}.{'0f' * 16}.partial"
+OTHERS = [
+    "done/0123456789ab/a.jpg",
+    "done/000000.json",
+    "done/0123456789ab/sub/000000.json",
+    "inputs/a.jpg",
+    "inputs/part-00000.parquet",
+    "inputs/part-00000-0123-c000.snappy.parquet",
+    "parts/a.jpg",
+    "parts/part-000000.jpg",
+    "parts/part-000000-aaaaaaaaaaaa.parquet.jpg",
+    "parts/sub/a.jpg",
+    f"parts/sub/{ORPHAN.rpartition('/')[2]}",
+]
+"""Files of others in the folders of a run."""
+
+
+def test_pictures_in_a_runs_own_folders_outlast_its_end(run_uri):
+    for name in (KEPT, ORPHAN, HALF_WRITTEN, *OTHERS):
+        storage.write_bytes(storage.join_uri(run_uri, name), b"")
+    finish(run_uri, {"files": [{"file": KEPT}]}, ALONE)
+    found = {uri.rpartition("/run/")[2] for uri in storage.list_files(run_uri)}
+    assert found == {KEPT, *OTHERS, "_MANIFEST.json", "_SUCCESS"}
+
+
+def test_pictures_in_a_runs_own_folders_outlast_its_clearing(run_uri):
+    half_written = [HALF_WRITTEN, f"{INPUTS}.{'a' * 32}.partial", f"done/0123456789ab/1000000.json.{'b' * 32}.partial"]
+    for name in (KEPT, INPUTS, RECORD, *half_written, *OTHERS):
+        storage.write_bytes(storage.join_uri(run_uri, name), b"")
+    clear(run_uri, ALONE)
+    assert {uri.rpartition("/run/")[2] for uri in storage.list_files(run_uri)} == set(OTHERS)
+
+
+def test_the_names_that_are_cleared_are_those_that_are_written(run_uri):
+    done_uri = done_folder(run_uri, {"model": "a"})
+    record = commit_part(run_uri, done_uri, 1_000_000, rows(1), {})
+    table = inputs.read_inputs(storage.join_uri(run_uri, "done"))
+    files = inputs.write_inputs(run_uri, table, 1)
+    assert set(journal.list_parts(run_uri)) == {record["file"]}
+    assert len(files) == 1
+    clear(run_uri, ALONE)
+    assert storage.list_files(run_uri) == []
+
+
+def test_other_files_of_a_run_are_cleared_only_where_one_was_begun(run_uri):
+    uri = storage.join_uri(run_uri, "summary.json")
+    storage.write_bytes(uri, b"{}")
+    clear(run_uri, ALONE, "summary.json")
+    assert storage.exists(uri)
+    write_run(run_uri, {})
+    clear(run_uri, ALONE, "summary.json")
+    assert storage.list_files(run_uri) == []
+
+
+def test_a_copy_of_a_part_elsewhere_is_no_part(run_uri):
+    storage.write_bytes(storage.join_uri(run_uri, f"parts/sub/{KEPT.rpartition('/')[2]}"), b"")
+    assert journal.list_parts(run_uri) == {}
+    with pytest.raises(LostRunError, match=r"1 parts of .* are gone"):
+        finish(run_uri, {"files": [{"file": KEPT}]}, ALONE)
+
+
+def test_a_copy_of_a_record_elsewhere_is_no_record(run_uri):
+    done_uri = done_folder(run_uri, {})
+    storage.write_json(storage.join_uri(done_uri, "sub", "000000.json"), {"shard": 0})
+    assert list_done(done_uri) == {}
+
+
 def test_a_run_whose_part_was_taken_away_does_not_become_complete(run_uri, order):
     parts = [f"parts/part-00000{shard}-aaaaaaaaaaaa.parquet" for shard in range(3)]
     storage.write_bytes(storage.join_uri(run_uri, parts[1]), b"")
@@ -197,16 +266,16 @@ class Lost:
 
 @pytest.mark.parametrize("num_looks", [0, 1])
 def test_who_has_lost_a_run_does_not_complete_it(run_uri, num_looks):
-    storage.write_bytes(storage.join_uri(run_uri, "parts/part-000000-a.parquet"), b"")
+    storage.write_bytes(storage.join_uri(run_uri, KEPT), b"")
     with pytest.raises(LostRunError):
         finish(run_uri, {"files": []}, Lost(num_looks))
     found = [uri.rpartition("/run/")[2] for uri in storage.list_files(run_uri)]
-    assert found == ([] if num_looks else ["parts/part-000000-a.parquet"])
+    assert found == ([] if num_looks else [KEPT])
 
 
 @pytest.mark.parametrize("num_looks", [0, 1, 2])
 def test_who_has_lost_a_run_clears_no_more_of_it(run_uri, num_looks):
-    names = ["done/ab/000000.json", "parts/part-000000-a.parquet", "inputs/part-00000.parquet"]
+    names = [RECORD, KEPT, INPUTS]
     for name in names:
         storage.write_bytes(storage.join_uri(run_uri, name), b"")
     with pytest.raises(LostRunError):
@@ -215,7 +284,7 @@ def test_who_has_lost_a_run_clears_no_more_of_it(run_uri, num_looks):
 
 
 def test_a_run_that_is_cleared_stops_being_complete_first_and_leaves_what_is_not_its_own(run_uri, order):
-    own = ["done/ab/000000.json", "inputs/part-00000.parquet", "parts/part-000000-a.parquet", "_MANIFEST.json", "_RUN.json", "_SUCCESS"]
+    own = [RECORD, INPUTS, KEPT, "_MANIFEST.json", "_RUN.json", "_SUCCESS"]
     others = ["photo.jpg", "writers/000001.json", "summary.json"]
     for name in (*own, *others):
         storage.write_bytes(storage.join_uri(run_uri, name), b"")

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -298,3 +299,46 @@ def test_files_of_others_in_the_same_place_stay(person_samples: str, pose_checkp
     config = ScoreConfig(checkpoint_uri=(pose_checkpoint,), samples_uri=person_samples, predictions_uri=str(tmp_path))
     scoring.score(config)
     assert all((tmp_path / name).read_bytes() == b"precious" for name in others)
+
+
+def test_pictures_in_a_folder_of_the_run_are_refused_and_stay(ray_session: None, image_checkpoint: str, tmp_path: Path) -> None:
+    picture = tmp_path / "parts" / "a.jpg"
+    storage.write_bytes(str(picture), jpeg())
+    for overwrite in (False, True):
+        config = ScoreConfig(
+            checkpoint_uri=(image_checkpoint,), images_uri=str(picture.parent), predictions_uri=str(tmp_path), overwrite=overwrite
+        )
+        with pytest.raises(ValueError, match="whose folder parts/ has the pictures in it"):
+            scoring.score(config)
+    assert picture.read_bytes() == jpeg()
+
+
+def test_pictures_that_a_manifest_names_in_the_folders_of_the_run_are_scored_and_stay(
+    ray_session: None, image_checkpoint: str, tmp_path: Path
+) -> None:
+    names = ["done/a.jpg", "inputs/a.jpg", "parts/a.jpg", "parts/deep/a.jpg"]
+    for name in names:
+        storage.write_bytes(str(tmp_path / name), jpeg())
+    storage.write_bytes(str(tmp_path / "inputs" / "list.txt"), "".join(f"../{name}\n" for name in names).encode())
+    for _ in range(2):
+        config = ScoreConfig(
+            checkpoint_uri=(image_checkpoint,),
+            images_uri=str(tmp_path / "inputs" / "list.txt"),
+            predictions_uri=str(tmp_path),
+            overwrite=True,
+        )
+        assert scoring.score(config)["statuses"] == {"ok": 4}
+    assert all((tmp_path / name).read_bytes() == jpeg() for name in names)
+
+
+def test_a_part_that_is_only_copied_elsewhere_is_scored_again(
+    scored: tuple[str, dict[str, Any]], person_samples: str, pose_checkpoint: str, tmp_path: Path
+) -> None:
+    shutil.copytree(scored[0], tmp_path, dirs_exist_ok=True)
+    part = tmp_path / storage.read_json(str(tmp_path / storage.MANIFEST))["files"][0]["file"]
+    (tmp_path / "parts" / "copies").mkdir()
+    part.rename(tmp_path / "parts" / "copies" / part.name)
+    (tmp_path / storage.SUCCESS).unlink()
+    config = ScoreConfig(checkpoint_uri=(pose_checkpoint,), samples_uri=person_samples, predictions_uri=str(tmp_path))
+    scoring.score(config)
+    assert part.read_bytes() == (tmp_path / "parts" / "copies" / part.name).read_bytes()
