@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from ray.util import placement_group, remove_placement_group
 
 BOOTSTRAP_CONFIG = "~/ray_bootstrap_config.yaml"
 NO_LIMIT = 10_000  # nodes of a kind, for what Ray calls -1
+ASK_AGAIN_AFTER = 15.0  # seconds, for nodes that are missing; twice as long each time that others gave the places
 MOST_OF_STORE = 0.8  # of an object store, that samples may take
 # Before glibc 2.35 more is refused.
 _OLD_GLIBC = platform.libc_ver()[0] == "glibc" and tuple(map(int, platform.libc_ver()[1].split(".")[:2])) < (2, 35)
@@ -199,22 +201,48 @@ def keep_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ask_for_nodes(count: int, cpus: float, gpus: float) -> Iterator[None]:
-    """Meanwhile the autoscaler is asked for nodes that hold `count` processes of so many CPUs and GPUs, of which none is taken.
+def ask_for_nodes(count: int, cpus: float, gpus: float, beside: int | None = None) -> Iterator[None]:
+    """Meanwhile the autoscaler is asked for nodes that hold `count` more processes of so many CPUs and GPUs, of which no place is taken.
 
-    These are placement groups: each gives its place up as soon as it has one, and all go when the driver does.
+    These are placement groups: each gives its place up as soon as it has one, and all go when the driver does. A node that is up may give
+    them a place too, as long as its own processes have not started: so what is still missing is asked for anew every now and then.
+
+    Args:
+        count: of the processes that nodes are missing for.
+        cpus: of each.
+        gpus: of each.
+        beside: processes that have a place, or wait for one themselves; None for those that the nodes hold that are up.
     """
     bundle = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
+    others = num_fitting(cpus=cpus, gpus=gpus, are_up=True) if beside is None else beside
     wanted = [placement_group([bundle]) for _ in range(count)]
     is_over = threading.Event()
 
-    def give_up_places() -> None:
-        while wanted and not is_over.wait(0.5):
-            for group in [each for each in wanted if each.wait(0)]:
-                remove_placement_group(group)
-                wanted.remove(group)
+    def keep_asking() -> None:
+        missing, pause = count, ASK_AGAIN_AFTER
+        due = time.monotonic() + pause
+        while missing and not is_over.wait(0.5):
+            with contextlib.suppress(Exception):  # Where Ray's head node cannot be asked just now, it can be the next time.
+                given = [each for each in wanted if each.wait(0)]
+                for group in given:
+                    remove_placement_group(group)
+                    wanted.remove(group)
+                # What was just given up is for the processes that wait for it.
+                if given or time.monotonic() < due:
+                    continue
+                # Never more again: a process whose node is lost waits for another one itself.
+                missing = max(0, min(missing, others + count - num_fitting(cpus=cpus, gpus=gpus, are_up=True)))
+                while len(wanted) > missing:
+                    remove_placement_group(wanted[-1])
+                    wanted.pop()
+                if len(wanted) < missing:
+                    # On nodes without GPUs these may be cores that readers leave free: they are taken more and more seldom.
+                    pause *= 2
+                while len(wanted) < missing:
+                    wanted.append(placement_group([bundle]))
+                due = time.monotonic() + pause
 
-    thread = threading.Thread(target=give_up_places, daemon=True)
+    thread = threading.Thread(target=keep_asking, daemon=True)
     thread.start()
     try:
         yield

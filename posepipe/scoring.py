@@ -110,8 +110,10 @@ def _run_shards(
     if todo:
         dataset = _pipeline(config, plan, run_uri, done_uri, todo)
         errors: Counter[str] = Counter()
-        num_missing = max(0, planning.choose_num_actors(config, len(todo)) - planning.num_actors_up(config))
-        nodes = cluster.ask_for_nodes(num_missing, planning.choose_cpus_per_actor(config), int(config.use_gpu))
+        # The first actor waits for its node itself.
+        up = max(1, planning.num_actors_up(config))
+        num_missing = max(0, planning.choose_num_actors(config, len(todo)) - up)
+        nodes = cluster.ask_for_nodes(num_missing, planning.choose_cpus_per_actor(config), int(config.use_gpu), beside=up)
         with nodes, Progress("score", plan.num_inputs, "inputs", done=before) as progress:
             try:
                 for row in dataset.iter_rows():

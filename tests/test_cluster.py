@@ -122,10 +122,21 @@ def test_people_read_what_the_nodes_offer(monkeypatch: pytest.MonkeyPatch) -> No
     assert cluster.describe() == "2 nodes with 6 CPUs and 0.5 GPUs, the smallest object store 2.2 GiB"
 
 
-def test_nodes_are_asked_for_and_no_place_on_them_is_taken(ray_session: None) -> None:
-    def states() -> Counter[str]:
-        return Counter(group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED")
+def states() -> Counter[str]:
+    """Of the placement groups that there are."""
+    return Counter(group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED")
 
+
+def wait_for_states(expected: Counter[str]) -> bool:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if states() == expected:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_nodes_are_asked_for_and_no_place_on_them_is_taken(ray_session: None) -> None:
     before = states()
     with cluster.ask_for_nodes(2, 4, 0):  # 6 CPUs hold one at a time
         deadline = time.monotonic() + 60
@@ -136,6 +147,44 @@ def test_nodes_are_asked_for_and_no_place_on_them_is_taken(ray_session: None) ->
         time.sleep(1.5)
         assert states() - before == {"PENDING": 3}
     assert states() == before
+
+
+def test_nodes_are_asked_for_though_idle_ones_have_room_at_first(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    @ray.remote(num_cpus=6)
+    class Actor:
+        def is_ready(self) -> bool:
+            return True
+
+    monkeypatch.setattr(cluster, "ASK_AGAIN_AFTER", 1.0)
+    before = states()
+    with cluster.ask_for_nodes(2, 4, 0):
+        assert wait_for_states(before), "a place was kept"
+        actor = Actor.remote()
+        assert ray.get(actor.is_ready.remote(), timeout=60), "no place was left to the actor"
+        assert wait_for_states(before + Counter(PENDING=2))
+        ray.kill(actor)
+    assert states() == before
+
+
+def test_no_more_nodes_are_asked_for_than_are_missing(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bring_up(count: int) -> None:
+        monkeypatch.setattr(cluster, "_nodes_up", lambda: [cluster._Group(count, {"CPU": 64})])
+
+    monkeypatch.setattr(cluster, "ASK_AGAIN_AFTER", 1.0)
+    before = states()
+    bring_up(1)
+    with cluster.ask_for_nodes(3, 64, 0):
+        assert wait_for_states(before + Counter(PENDING=3))
+        bring_up(3)
+        assert wait_for_states(before + Counter(PENDING=1))
+        bring_up(2)  # A node that is lost is asked for by the process that was on it.
+        time.sleep(2.5)
+        assert states() - before == {"PENDING": 1}
+        bring_up(5)
+        assert wait_for_states(before)
+    bring_up(1)
+    with cluster.ask_for_nodes(1, 64, 0, beside=0):
+        assert wait_for_states(before), "the one that came was not beside any other"
 
 
 def test_a_worker_process_that_idled_is_used_again(ray_session: None) -> None:

@@ -1,11 +1,14 @@
 """Scoring of samples and of image prefixes: every input one row, numbers that agree with the metric."""
 
+import contextlib
 import dataclasses
 import io
+import json
 import math
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -111,6 +114,29 @@ def test_with_fewer_nodes_than_may_come_the_two_stages_go_on(
     assert scoring._pool(config, 12) == {"min_size": 1, "initial_size": 3, "max_size": 12}
     assert scoring._pool(config, 3) == {"size": 3}
     assert scoring.score(config)["rows_read"] == 48
+
+
+@pytest.mark.parametrize(("num_up", "num_missing"), [(0, 7), (1, 7), (4, 4), (8, 0), (9, 0)])
+def test_nodes_are_asked_for_that_the_actors_to_come_need(num_up: int, num_missing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight actors the first one waits for its node itself, and so do all that nodes are up for."""
+    asked: list[tuple[int, int]] = []
+
+    def ask(count: int, cpus: float, gpus: float, beside: int) -> contextlib.AbstractContextManager[None]:
+        asked.append((count, beside))
+        return contextlib.nullcontext()
+
+    record = {"shard": 0, "rows": 3, "statuses": {"ok": 3}}
+    monkeypatch.setattr(cluster, "ask_for_nodes", ask)
+    monkeypatch.setattr(planning, "num_actors_up", lambda config: num_up)
+    monkeypatch.setattr(planning, "choose_num_actors", lambda config, num_shards: 8)
+    monkeypatch.setattr(planning, "choose_cpus_per_actor", lambda config: 1)
+    monkeypatch.setattr(scoring, "_pipeline", lambda *_: SimpleNamespace(iter_rows=lambda: iter([{"record": json.dumps(record)}])))
+    config = ScoreConfig(checkpoint_uri=("run",), samples_uri="samples", predictions_uri="predictions", use_gpu=True)
+    done: dict[int, dict[str, Any]] = {}
+    writer = SimpleNamespace(check=lambda: None)
+    scoring._run_shards(config, planning.Plan({}, [], None, [{}], [3]), "run", "done", done, writer)  # type: ignore[arg-type]
+    assert done == {0: record}
+    assert asked == [(num_missing, max(1, num_up))]
 
 
 @pytest.mark.parametrize(("use_gpu", "niceness"), [(True, 10), (False, 0)])
