@@ -24,12 +24,10 @@ from posepipe import storage
 from posepipe.writers import LostRunError, Writer
 
 RUN_FILE = "_RUN.json"
-# A writer that was killed leaves the partial files of `storage.write_bytes`.
-_PARTIAL = r"(\.[0-9a-f]{32}\.partial)?"
 _OWN_NAMES = {
-    "done": rf"[0-9a-f]{{12}}/\d{{6,}}\.json{_PARTIAL}",
-    "parts": rf"part-\d{{6,}}-[0-9a-f]{{12}}\.parquet{_PARTIAL}",
-    "inputs": rf"part-\d{{5,}}-[0-9a-f]{{12}}\.parquet{_PARTIAL}",
+    "done": r"[0-9a-f]{12}/\d{6,}\.json",
+    "parts": r"part-\d{6,}-[0-9a-f]{12}\.parquet",
+    "inputs": r"part-\d{5,}-[0-9a-f]{12}\.parquet",
 }
 
 
@@ -98,10 +96,8 @@ def list_parts(run_uri: str) -> dict[str, str]:
 
 def _list_own(run_uri: str, folder: str) -> dict[str, str]:
     """URIs of what was written into a folder of the run, by their names below the run; what others put there is left out."""
-    uri = storage.join_uri(run_uri, folder)
-    below = storage.spell_below(uri, uri) or ""
-    names = {found: found.removeprefix(below) for found in storage.list_files(uri)}
-    return {f"{folder}/{name}": found for found, name in names.items() if re.fullmatch(_OWN_NAMES[folder], name)}
+    found = storage.list_named(storage.join_uri(run_uri, folder), _OWN_NAMES[folder])
+    return {f"{folder}/{name}": uri for name, uri in found.items()}
 
 
 def forget_done(done_uri: str, shards: list[int]) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from collections import Counter
 from typing import Any
 
@@ -139,10 +140,15 @@ def _read_complete(samples_uri: str, settings: dict[str, Any], overwrite: bool) 
 
 
 def _claim_folder(samples_uri: str) -> None:
-    """Takes the manifest away, so that nobody reads while files change, and then the files of an older run."""
-    storage.delete([storage.join_uri(samples_uri, storage.MANIFEST)])
+    """Takes the manifest away, so that nobody reads while files change, and then the files of an older run; those of others stay."""
+    manifest_uri = storage.join_uri(samples_uri, storage.MANIFEST)
+    older = storage.read_json(manifest_uri).get("files", []) if storage.exists(manifest_uri) else []
+    storage.delete([manifest_uri])
     for split in ("train", "val", "test"):
-        storage.delete(storage.list_parts(storage.join_uri(samples_uri, split)))
+        storage.delete(storage.list_named(storage.join_uri(samples_uri, split), r"part-\d{5,}-[0-9a-f]{12}\.parquet").values())
+        # Older versions did not name parts by their bytes.
+        names = [item["file"] for item in older if re.fullmatch(rf"{split}/part-\d{{5,}}\.parquet", item["file"])]
+        storage.delete(storage.join_uri(samples_uri, name) for name in names)
 
 
 def _persons(annotations: bytes, mpii_uri: str, samples_uri: str, sha256: str) -> pa.Table:

@@ -201,10 +201,11 @@ def _list_s3(filesystem: Any, path: str, scheme: str) -> Iterator[tuple[str, int
         query["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def list_parts(uri: str) -> list[str]:
-    """URIs of the files right below the folder `uri` that are named as this project names its parts: part-NNNNN[-HASH].parquet."""
-    is_part = re.compile(r"part-\d{5,}(-[0-9a-f]{12})?\.parquet").fullmatch
-    return [found for found in list_files(uri) if is_part(posixpath.relpath(_path(found), _path(uri)))]
+def list_named(uri: str, pattern: str) -> dict[str, str]:
+    """Name below the folder `uri` -> URI, of the files whose whole name is of the pattern, and of what writing such a file has left."""
+    below = spell_below(uri, uri) or ""
+    is_named = re.compile(rf"({pattern})(\.[0-9a-f]{{32}}\.partial)?").fullmatch
+    return {name: found for found in list_files(uri) if is_named(name := found.removeprefix(below))}
 
 
 def _path(uri: str) -> str:

@@ -92,8 +92,9 @@ def by_field(rows: Sequence[Row], field: str, label: str) -> bytes:
             x = row[field] if is_number else names.index(str(row[field]))
             axes.plot(x, 100 * row["objective"], **_marker(row["status"]), linestyle="", clip_on=False, zorder=3)
     if not is_number:
-        is_long = sum(map(len, names)) > MAX_LETTERS
-        axes.set_xticks(range(len(names)), names, **({"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if is_long else {}))
+        axes.set_xticks(range(len(names)), names)
+        if sum(map(len, names)) > MAX_LETTERS:
+            axes.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
         axes.set_xlim(-0.5, len(names) - 0.5)
     elif min(values) > 0 and max(values) / min(values) >= 8:
         axes.set_xscale("log")

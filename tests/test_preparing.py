@@ -96,6 +96,18 @@ def test_complete_samples_stay_though_their_pictures_are_gone(ray_session: None,
         preparing.prepare(config(str(tmp_path / "mpii"), tmp_path / "samples", overwrite=True))
 
 
+def test_files_of_others_stay_and_those_of_older_versions_go(ray_session: None, synthetic_mpii: str, tmp_path: Path) -> None:
+    others = {"train/part-00000.parquet", "val/part-00000-abc.snappy.parquet", "val/notes/part-00000.parquet"}
+    older, partial = "train/part-00001.parquet", f"test/part-00000-{'a' * 12}.parquet.{'b' * 32}.partial"
+    for name in (*others, older, partial):
+        storage.write_bytes(str(tmp_path / name), b"")
+    listed = [{"file": name} for name in (older, "val/notes/part-00000.parquet")]
+    storage.write_json(str(tmp_path / storage.MANIFEST), {"files": listed})
+    manifest = preparing.prepare(config(synthetic_mpii, tmp_path, overwrite=True))
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*part*")}
+    assert left - {item["file"] for item in manifest["files"]} == others
+
+
 def test_a_video_is_in_one_split() -> None:
     videos = [place // 3 if place < 6000 else None for place in range(8000)]
     names = [f"{place:09d}.jpg" for place in range(8000)]

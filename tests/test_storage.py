@@ -248,11 +248,13 @@ def test_names_with_brackets_and_stars_are_names(s3_endpoint):
     assert [uri.rpartition("/")[2] for uri in storage.list_files("s3://names")] == ["a*b.jpg", "photo1.jpg"]
 
 
-def test_only_parts_right_below_a_folder_are_listed_as_its_parts(tmp_path):
-    for name in ("part-00001.parquet", "part-000002.parquet", "part-00000-abc.snappy.parquet", "train/part-00001.parquet", "_SUCCESS"):
+def test_files_are_listed_by_their_whole_names_below_a_folder(tmp_path):
+    partial = f"b-2.json.{'0' * 32}.partial"
+    for name in ("a-1.json", "b-2.json", "b-2.json.gz", "xb-2.json", "c/b-2.json", partial, "b-2.json.part.partial"):
         storage.write_bytes(str(tmp_path / "part-time" / name), b"")
-    found = storage.list_parts(str(tmp_path / "part-time"))
-    assert [uri.rpartition("/")[2] for uri in found] == ["part-000002.parquet", "part-00001.parquet"]
+    found = storage.list_named(str(tmp_path / "part-time"), r"a-1\.json|b-\d\.json")
+    assert set(found) == {"a-1.json", "b-2.json", partial}
+    assert all(uri.endswith(f"/part-time/{name}") for name, uri in found.items())
 
 
 # Written once
