@@ -75,12 +75,12 @@ def write_annotations(mpii_uri: str, records: Sequence[dict[str, Any]]) -> None:
     if not records:
         raise ValueError("expected at least one record of write_image, got none")
     release = {
-        "annolist": _structs([_entry(place, record) for place, record in enumerate(records, start=1)]),
+        "annolist": _structs([_entry(record) for record in records]),
         "img_train": np.array([[record["is_train"] for record in records]], dtype=np.uint8),
         "version": "12",
         "single_person": _cells([_separated(record["people"]) for record in records]).T,
         "act": _structs([_act(record) for record in records]).T,
-        "video_list": _cells([f"synthetic_{place:06d}" for place in range(1, len(records) + 1)]),
+        "video_list": _cells([]),
     }
     file = io.BytesIO()
     savemat(cast(Any, file), {"RELEASE": _structs([release])}, do_compression=True, oned_as="column")
@@ -89,13 +89,14 @@ def write_annotations(mpii_uri: str, records: Sequence[dict[str, Any]]) -> None:
     storage.write_bytes(storage.join_uri(mpii_uri, ANNOTATION_FILE), data)
 
 
-def _entry(place: int, record: dict[str, Any]) -> dict[str, Any]:
+def _entry(record: dict[str, Any]) -> dict[str, Any]:
     people = [_rectangle(person) for person in record["people"]]
     return {
         "image": _structs([{"name": record["name"]}]),
         "annorect": _structs(people) if people else _EMPTY,
-        "frame_sec": _number(1),
-        "vididx": _number(record.get("video", place)),
+        # No frames of videos.
+        "frame_sec": _EMPTY,
+        "vididx": _EMPTY,
     }
 
 

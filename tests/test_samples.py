@@ -35,6 +35,7 @@ def person(**changes):
         "center": [250.0, 120.0],
         "scale": 0.8,
         "activity": "sports",
+        "video": None,
     }
     assert set(row) == {*PERSON.names, "split"}
     return row | changes
