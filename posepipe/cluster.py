@@ -201,7 +201,7 @@ def keep_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ask_for_nodes(count: int, cpus: float, gpus: float, beside: int | None = None) -> Iterator[None]:
+def ask_for_nodes(count: int, cpus: float, gpus: float, beside: int) -> Iterator[None]:
     """Meanwhile the autoscaler is asked for nodes that hold `count` more processes of so many CPUs and GPUs, of which no place is taken.
 
     These are placement groups: each gives its place up as soon as it has one, and all go when the driver does. A node that is up may give
@@ -211,10 +211,9 @@ def ask_for_nodes(count: int, cpus: float, gpus: float, beside: int | None = Non
         count: of the processes that nodes are missing for.
         cpus: of each.
         gpus: of each.
-        beside: processes that have a place, or wait for one themselves; None for those that the nodes hold that are up.
+        beside: processes that have a place, or wait for one themselves.
     """
     bundle = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
-    others = num_fitting(cpus=cpus, gpus=gpus, are_up=True) if beside is None else beside
     wanted = [placement_group([bundle]) for _ in range(count)]
     is_over = threading.Event()
 
@@ -231,7 +230,7 @@ def ask_for_nodes(count: int, cpus: float, gpus: float, beside: int | None = Non
                 if given or time.monotonic() < due:
                     continue
                 # Never more again: a process whose node is lost waits for another one itself.
-                missing = max(0, min(missing, others + count - num_fitting(cpus=cpus, gpus=gpus, are_up=True)))
+                missing = max(0, min(missing, beside + count - num_fitting(cpus=cpus, gpus=gpus, are_up=True)))
                 while len(wanted) > missing:
                     remove_placement_group(wanted[-1])
                     wanted.pop()

@@ -138,12 +138,12 @@ def wait_for_states(expected: Counter[str]) -> bool:
 
 def test_nodes_are_asked_for_and_no_place_on_them_is_taken(ray_session: None) -> None:
     before = states()
-    with cluster.ask_for_nodes(2, 4, 0):  # 6 CPUs hold one at a time
+    with cluster.ask_for_nodes(2, 4, 0, beside=1):  # 6 CPUs hold one at a time
         deadline = time.monotonic() + 60
         while states() != before and time.monotonic() < deadline:
             time.sleep(0.1)
         assert states() == before, "a place was kept"
-    with cluster.ask_for_nodes(3, 64, 0):
+    with cluster.ask_for_nodes(3, 64, 0, beside=0):
         time.sleep(1.5)
         assert states() - before == {"PENDING": 3}
     assert states() == before
@@ -157,7 +157,7 @@ def test_nodes_are_asked_for_though_idle_ones_have_room_at_first(ray_session: No
 
     monkeypatch.setattr(cluster, "ASK_AGAIN_AFTER", 1.0)
     before = states()
-    with cluster.ask_for_nodes(2, 4, 0):
+    with cluster.ask_for_nodes(2, 4, 0, beside=1):
         assert wait_for_states(before), "a place was kept"
         actor = Actor.remote()
         assert ray.get(actor.is_ready.remote(), timeout=60), "no place was left to the actor"
@@ -173,7 +173,7 @@ def test_no_more_nodes_are_asked_for_than_are_missing(ray_session: None, monkeyp
     monkeypatch.setattr(cluster, "ASK_AGAIN_AFTER", 1.0)
     before = states()
     bring_up(1)
-    with cluster.ask_for_nodes(3, 64, 0):
+    with cluster.ask_for_nodes(3, 64, 0, beside=1):
         assert wait_for_states(before + Counter(PENDING=3))
         bring_up(3)
         assert wait_for_states(before + Counter(PENDING=1))
