@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from posepipe import cluster, gallery, mpii, preparing, report, scoring, storage, synthetic, training, tuning
+from posepipe import capacity, cluster, gallery, mpii, preparing, report, scoring, storage, synthetic, training, tuning
 from posepipe.config import DemoConfig, PrepareConfig, ReportConfig, ScoreConfig, Task, TrainConfig, TuneConfig
 from posepipe.progress import Progress
 
@@ -118,7 +118,7 @@ def _train_config(config: DemoConfig, task: Task, epochs: int) -> TrainConfig:
         learning_rate=3e-3,
         schedule="cosine",
         augment=True,
-        cpus_per_worker=min(4, cluster.most_cpus()),
+        cpus_per_worker=min(4, capacity.most_cpus()),
         use_gpu=config.use_gpu,
     )
 

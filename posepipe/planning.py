@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from posepipe import cluster, images, inputs, journal, samples, storage
+from posepipe import capacity, images, inputs, journal, samples, storage
 from posepipe.config import ScoreConfig
 from posepipe.model_file import Checkpoint, join_ids, read_checkpoint
 
@@ -222,32 +222,32 @@ def choose_cpus_per_actor(config: ScoreConfig) -> int:
     """What was asked for, or on CPUs two if no CPU is left over that way."""
     if config.cpus_per_actor or config.num_actors or config.use_gpu:
         return config.cpus_per_actor or 1
-    several = CPUS_PER_ACTOR * cluster.num_fitting(cpus=CPUS_PER_ACTOR, gpus=0)
-    return CPUS_PER_ACTOR if several >= cluster.num_fitting(cpus=1, gpus=0) else 1
+    several = CPUS_PER_ACTOR * capacity.num_fitting(cpus=CPUS_PER_ACTOR, gpus=0)
+    return CPUS_PER_ACTOR if several >= capacity.num_fitting(cpus=1, gpus=0) else 1
 
 
 def choose_num_actors(config: ScoreConfig, num_shards: int) -> int:
     """What was asked for, or as many as the cluster holds and so many shards are worth."""
     cpus = choose_cpus_per_actor(config)
-    fitting = cluster.num_fitting(cpus=cpus, gpus=int(config.use_gpu))
+    fitting = capacity.num_fitting(cpus=cpus, gpus=int(config.use_gpu))
     if config.use_gpu:  # One CPU has to be left to read.
-        fitting = min(fitting, int((cluster.num_cpus() - reader_cpus(config)) / cpus))
+        fitting = min(fitting, int((capacity.num_cpus() - reader_cpus(config)) / cpus))
     return config.num_actors or max(1, min(fitting, num_shards // SHARDS_PER_ACTOR))
 
 
 def num_actors_up(config: ScoreConfig) -> int:
     """As many as the nodes hold that are up, with room to read beside them."""
-    return cluster.num_fitting(cpus=choose_cpus_per_actor(config), gpus=int(config.use_gpu), are_up=True)
+    return capacity.num_fitting(cpus=choose_cpus_per_actor(config), gpus=int(config.use_gpu), are_up=True)
 
 
 def require_cluster(config: ScoreConfig, first_stage: Checkpoint | None) -> None:
     """Refuses a run whose actors, at least one, and one task that reads the cluster cannot hold."""
     count, stages = config.num_actors or 1, 2 if first_stage else 1
-    actors = cluster.Need("actors", count, choose_cpus_per_actor(config) / stages, int(config.use_gpu) / stages)
+    actors = capacity.Need("actors", count, choose_cpus_per_actor(config) / stages, int(config.use_gpu) / stages)
     needs = [actors, *([dataclasses.replace(actors, name="first-stage actors")] if first_stage else [])]
     if config.use_gpu:
-        needs.append(cluster.Need("reading", 1, reader_cpus(config)))
-    cluster.require(f"scoring with {count} actors", needs, hint="change --num-actors, --cpus-per-actor or --use-gpu")
+        needs.append(capacity.Need("reading", 1, reader_cpus(config)))
+    capacity.require(f"scoring with {count} actors", needs, hint="change --num-actors, --cpus-per-actor or --use-gpu")
 
 
 def dry_run(config: ScoreConfig) -> str:
@@ -260,7 +260,7 @@ def dry_run(config: ScoreConfig) -> str:
         lines.append(f"{name}: {model.framing} framing, {_text(model.size)} px, {model.uri}")
     if (passes := (1 + config.flip_test) * len(config.test_scales)) > 1:
         lines.append(f"each crop goes through each model {passes} times")
-    lines.append(f"cluster: {cluster.describe()}")
+    lines.append(f"cluster: {capacity.describe()}")
     try:
         require_cluster(config, first_stage)
     except ValueError as error:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from posepipe import cluster, cutting, images, mpii, samples, storage
+from posepipe import capacity, cluster, cutting, images, mpii, samples, storage
 from posepipe.config import PrepareConfig
 from posepipe.progress import Progress
 from posepipe.writers import Writer
@@ -41,7 +41,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         LostRunError: another process has taken the folder over while this one gave no sign of life.
     """
     samples_uri = storage.resolve_uri(config.samples_uri)
-    cluster.require("preparing samples", [cluster.Need("task", 1, 1)], hint="start Ray with CPUs, or a node that has some")
+    capacity.require("preparing samples", [capacity.Need("task", 1, 1)], hint="start Ray with CPUs, or a node that has some")
     annotations = mpii.read_annotation_file(storage.resolve_uri(config.mpii_uri))
     settings = _settings(config, storage.sha256(annotations))
     if kept := _read_complete(samples_uri, settings, config.overwrite):

@@ -15,7 +15,7 @@ import ray.data
 import ray.exceptions
 from ray.data import ActorPoolStrategy, ExecutionResources
 
-from posepipe import cluster, gallery, journal, planning, storage, summaries, writers
+from posepipe import capacity, cluster, gallery, journal, planning, storage, summaries, writers
 from posepipe.config import ScoreConfig
 from posepipe.predicting import FirstStage, Predictor
 from posepipe.predictions import SUMMARY_FILE
@@ -165,7 +165,7 @@ def store_limit(config: ScoreConfig, num_actors: int, shard_bytes: int) -> int:
     Of these, three eighths are for what readers are at, and one is for what waits for the actors or lies with them: reading is at most half
     of this ahead. (The other half Ray Data keeps for the actors' results, which are small.)
     """
-    num_readers = max(1, int(cluster.num_cpus() / planning.reader_cpus(config)))
+    num_readers = max(1, int(capacity.num_cpus() / planning.reader_cpus(config)))
     in_flight = _shards_in_flight(config) * num_actors
     if config.use_gpu:
         return 4 * shard_bytes * (num_readers + in_flight)

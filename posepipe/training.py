@@ -35,7 +35,7 @@ from ray.train.torch import TorchTrainer
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import posepipe
-from posepipe import cluster, failures, samples, storage
+from posepipe import capacity, cluster, failures, samples, storage
 from posepipe.checkpoints import NOT_SCORED
 from posepipe.config import TrainConfig
 from posepipe.model_file import MODEL_FILE, ModelConfig
@@ -219,8 +219,8 @@ def require_workers(what: str, config: TrainConfig) -> None:
     """Refuses a run whose workers, or the samples that they hold, the cluster has no room for."""
     kind, num_bytes = choose_cache(config)
     # The samples are loaded before workers start, and drivers and controllers take no CPU.
-    workers = cluster.Need("workers", config.min_workers, config.cpus_per_worker, int(config.use_gpu), num_bytes, kind)
-    cluster.require(what, [workers], hint="change --num-workers, --cpus-per-worker or --use-gpu")
+    workers = capacity.Need("workers", config.min_workers, config.cpus_per_worker, int(config.use_gpu), num_bytes, kind)
+    capacity.require(what, [workers], hint="change --num-workers, --cpus-per-worker or --use-gpu")
 
 
 def build_initial_model(config: TrainConfig, data: TrainingData) -> PoseModel:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from posepipe import cluster, images, samples, storage
+from posepipe import capacity, cluster, images, samples, storage
 from posepipe.config import CacheKind, Split, TrainConfig
 from posepipe.geometry import transform
 from posepipe.tasks import TASKS
@@ -54,7 +54,7 @@ def load_data(config: TrainConfig) -> TrainingData:
     samples_uri, extra_uris = storage.resolve_uri(config.samples_uri), [storage.resolve_uri(uri) for uri in config.extra_samples_uri]
     kind, num_bytes = choose_cache(config)
     if config.sample_cache == "auto" and kind == "encoded":
-        is_known = cluster.room_for_cache(config.cpus_per_worker, int(config.use_gpu)) < math.inf
+        is_known = capacity.room_for_cache(config.cpus_per_worker, int(config.use_gpu)) < math.inf
         reason = "decoded they would not fit" if is_known else "no node that takes a worker is up yet to say what it holds"
         print(f"samples: {reason}, so their JPEGs are kept ({num_bytes / 2**30:.1f} GiB); --sample-cache decides otherwise", flush=True)
     # The margin is for augmentation, and takes memory. Both are there before the one is loaded: an empty one is found at once.
@@ -101,7 +101,7 @@ def choose_cache(config: TrainConfig) -> tuple[CacheKind, int]:
     decoded = 3 * (num_train * (width + 2 * x) * (height + 2 * y) + manifest["rows"]["val"] * width * height)
     if config.sample_cache == "decoded":
         return "decoded", decoded
-    room = cluster.room_for_cache(config.cpus_per_worker, int(config.use_gpu))
+    room = capacity.room_for_cache(config.cpus_per_worker, int(config.use_gpu))
     # Of a node that has to be started first nobody knows what it holds.
     if config.sample_cache == "auto" and decoded <= room < math.inf:
         return "decoded", decoded

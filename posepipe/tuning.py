@@ -20,7 +20,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
-from posepipe import cluster, failures, searching, storage, sweep_plots, training, training_data, trials
+from posepipe import capacity, cluster, failures, searching, storage, sweep_plots, training, training_data, trials
 from posepipe.config import TuneConfig, parse_search, with_parameters
 from posepipe.model_file import MODEL_FILE
 from posepipe.retrying import StorageUnavailableError, is_passing
@@ -59,7 +59,7 @@ def tune(config: TuneConfig) -> dict[str, Any]:
         return storage.read_json(storage.join_uri(sweep_uri, RESULT_FILE))
     require_logger(shared.logger)
     training.require_workers("one trial", shared)
-    at_once = cluster.num_fitting(cpus=shared.cpus_per_worker, gpus=int(shared.use_gpu)) // shared.max_workers
+    at_once = capacity.num_fitting(cpus=shared.cpus_per_worker, gpus=int(shared.use_gpu)) // shared.max_workers
     data = training_data.load_data(shared)
     _require_a_model(config, data)
     with Writer(sweep_uri, interrupt=True) as writer:

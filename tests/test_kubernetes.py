@@ -15,7 +15,7 @@ from deployment import MANIFESTS, ROOT, pinned, read, walk
 from ray.autoscaler._private.kuberay import autoscaling_config
 from referencing import Registry, Resource
 
-from posepipe import cluster
+from posepipe import capacity
 
 NAMESPACE, CLUSTER, JOB = MANIFESTS
 KUBERNETES = "1.37"
@@ -157,12 +157,12 @@ def test_what_jobs_may_count_on_is_what_the_autoscaler_may_start(
         assert resources == {key: value for key, value in node["resources"].items() if key in ("CPU", "GPU") and (value or key == "CPU")}
 
     (mounted,) = [each for _, each in walk(ray_cluster["spec"]) if isinstance(each, dict) and each.get("subPath")]
-    assert mounted["mountPath"] == cluster.BOOTSTRAP_CONFIG.replace("~", "/home/ray")
+    assert mounted["mountPath"] == capacity.BOOTSTRAP_CONFIG.replace("~", "/home/ray")
     (tmp_path / "config.yaml").write_text(text)
-    monkeypatch.setattr(cluster, "BOOTSTRAP_CONFIG", str(tmp_path / "config.yaml"))
-    monkeypatch.setattr(cluster.ray._private.state.state, "get_cluster_config", lambda: None)
+    monkeypatch.setattr(capacity, "BOOTSTRAP_CONFIG", str(tmp_path / "config.yaml"))
+    monkeypatch.setattr(capacity.ray._private.state.state, "get_cluster_config", lambda: None)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    assert (cluster.num_fitting(cpus=6, gpus=1), cluster.num_fitting(cpus=14)) == (4, 8)
+    assert (capacity.num_fitting(cpus=6, gpus=1), capacity.num_fitting(cpus=14)) == (4, 8)
 
 
 def test_pods_are_restricted(ray_job: dict[str, Any]) -> None:

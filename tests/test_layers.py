@@ -63,7 +63,8 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "optimizers": ({"config", "models"}, True, False),
     "augmentation": ({"skeleton", "tasks", "batches"}, True, False),
     "averaging": ({"models", "tasks"}, True, False),
-    "cluster": (set(), False, True),
+    "capacity": (set(), False, True),
+    "cluster": ({"capacity"}, False, True),
     "samples": (MATHS | {"mpii", "config", "columns"}, False, False),
     "arrays": ({"skeleton", "storage"}, False, False),
     "truths": (MATHS | {"config", "columns", "samples", "predictions", "arrays"}, False, False),
@@ -80,7 +81,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "report_people": ({"scores", "overlays", "cases", "comparing", "html_page", "material", "runs"}, False, False),
     "report_page": ({"predictions", "results", "storage", "html_page", "material", "report_scores", "report_people"}, False, False),
     "cutting": ({"fetching", "images", "samples", "storage"}, False, False),
-    "preparing": (MATHS | {"mpii", "config", "samples", "cluster", "cutting", "progress", "writers"}, False, True),
+    "preparing": (MATHS | {"mpii", "config", "samples", "capacity", "cluster", "cutting", "progress", "writers"}, False, True),
     "global_batch": ({"batches"}, True, False),
     "sample_cache": ({"images", "samples"}, True, False),
     "checkpoints": ({"model_file", "models", "optimizers", "runs", "snapshots", "storage"}, True, True),
@@ -99,9 +100,9 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
         True,
         True,
     ),
-    "training_data": (MATHS | {"cluster", "config", "samples", "tasks"}, False, True),
+    "training_data": (MATHS | {"capacity", "cluster", "config", "samples", "tasks"}, False, True),
     "training": (
-        {"checkpoints", "cluster", "config", "model_file", "models", "runs", "samples", "snapshots", "storage", "tasks"}
+        {"capacity", "checkpoints", "cluster", "config", "model_file", "models", "runs", "samples", "snapshots", "storage", "tasks"}
         | {"failures", "optimizers", "retrying", "train_loop", "train_steps", "training_data", "watching", "weights", "writers"},
         True,
         True,
@@ -109,10 +110,10 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     "reading": (MATHS | {"decoding", "fetching", "inputs", "journal", "samples", "views"}, False, True),
     "ensemble": ({"averaging", "config", "geometry", "model_file", "models", "tasks"}, True, False),
     "predicting": (MATHS | {"config", "ensemble", "journal", "model_file", "predictions", "tasks"}, False, False),
-    "planning": (NUMBERS | {"cluster", "config", "images", "inputs", "journal", "model_file", "samples"}, False, True),
+    "planning": (NUMBERS | {"capacity", "config", "images", "inputs", "journal", "model_file", "samples"}, False, True),
     "summaries": (NUMBERS | {"config", "model_file", "predicting", "predictions", "tasks"}, False, False),
     "scoring": (
-        {"cluster", "config", "gallery", "journal", "planning", "predicting", "predictions", "progress"}
+        {"capacity", "cluster", "config", "gallery", "journal", "planning", "predicting", "predictions", "progress"}
         | {"reading", "retrying", "storage", "summaries", "writers"},
         False,
         True,
@@ -131,6 +132,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
             "watching",
             "writers",
             "config",
+            "capacity",
             "cluster",
             "failures",
             "storage",
@@ -151,7 +153,21 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
         True,
     ),
     "demo": (
-        MATHS | {"mpii", "synthetic", "preparing", "training", "tuning", "scoring", "gallery", "report", "config", "cluster", "progress"},
+        MATHS
+        | {
+            "mpii",
+            "synthetic",
+            "preparing",
+            "training",
+            "tuning",
+            "scoring",
+            "gallery",
+            "report",
+            "config",
+            "capacity",
+            "cluster",
+            "progress",
+        },
         False,
         True,
     ),

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 from test_scoring import write_checkpoint
 
-from posepipe import cluster, images, inputs, journal, planning, samples, scoring, storage
+from posepipe import capacity, images, inputs, journal, planning, samples, scoring, storage
 from posepipe.config import ScoreConfig
 from posepipe.model_file import Checkpoint
 from posepipe.planning import Plan, dry_run, load_checkpoints, plan_run, require_cluster, store_plan
@@ -323,9 +323,9 @@ def test_pictures_after_samples_are_another_run(checkpoints, sample_files, pictu
 @pytest.fixture
 def nodes(monkeypatch):
     """A cluster of two nodes of four CPUs, one with a GPU."""
-    groups = [cluster._Group(1, {"CPU": 4.0}), cluster._Group(1, {"CPU": 4.0, "GPU": 1.0})]
-    monkeypatch.setattr(cluster, "_nodes", lambda: (groups, 0.0))
-    monkeypatch.setattr(cluster, "smallest_object_store", lambda *_: 3 * 2**29)
+    groups = [capacity._Group(1, {"CPU": 4.0}), capacity._Group(1, {"CPU": 4.0, "GPU": 1.0})]
+    monkeypatch.setattr(capacity, "_nodes", lambda: (groups, 0.0))
+    monkeypatch.setattr(capacity, "smallest_object_store", lambda *_: 3 * 2**29)
 
 
 @pytest.mark.parametrize(
@@ -385,12 +385,12 @@ def test_there_are_as_many_actors_as_the_cluster_holds_and_the_shards_are_worth(
     ],
 )
 def test_two_cpus_share_the_libraries_of_an_actor_if_none_is_left_over(monkeypatch, values, cpus, expected):
-    monkeypatch.setattr(cluster, "_nodes", lambda: ([cluster._Group(1, {"CPU": count, "GPU": 1.0}) for count in cpus], 0.0))
+    monkeypatch.setattr(capacity, "_nodes", lambda: ([capacity._Group(1, {"CPU": count, "GPU": 1.0}) for count in cpus], 0.0))
     assert planning.choose_cpus_per_actor(config("a", images_uri="x", **values)) == expected
 
 
 def test_actors_with_gpus_leave_a_cpu_to_read(monkeypatch):
-    monkeypatch.setattr(cluster, "_nodes", lambda: ([cluster._Group(2, {"CPU": 4.0, "GPU": 4.0})], 0.0))
+    monkeypatch.setattr(capacity, "_nodes", lambda: ([capacity._Group(2, {"CPU": 4.0, "GPU": 4.0})], 0.0))
     given = config("a", images_uri="x", use_gpu=True)
     num_actors = planning.choose_num_actors(given, 1000)
     assert num_actors == 7
@@ -415,7 +415,7 @@ def test_a_batch_is_what_was_asked_for_or_what_suits_the_device_and_the_crops(va
 
 def test_beside_gpus_more_shards_are_read_at_a_time_than_there_are_cores(monkeypatch):
     """Each core would wait a while for its next shard; and for what is read there is room in the object store."""
-    monkeypatch.setattr(cluster, "_nodes", lambda: ([cluster._Group(1, {"CPU": 16.0, "GPU": 1.0})], 0.0))
+    monkeypatch.setattr(capacity, "_nodes", lambda: ([capacity._Group(1, {"CPU": 16.0, "GPU": 1.0})], 0.0))
     given = config("a", images_uri="x", use_gpu=True)
     cpus, _ = planning.actor_share(given, None)
     num_readers = int((16 - cpus) / planning.reader_cpus(given))

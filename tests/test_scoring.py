@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from posepipe import cluster, metrics, model_file, models, planning, predictions, samples, scoring, storage, summaries
+from posepipe import capacity, cluster, metrics, model_file, models, planning, predictions, samples, scoring, storage, summaries
 from posepipe.config import ScoreConfig
 from posepipe.predictions import PREDICTION
 
@@ -100,7 +100,7 @@ def test_with_fewer_nodes_than_may_come_the_two_stages_go_on(
     ray_session: None, pose_checkpoint: str, image_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of four nodes one is up, which the actors of one stage alone would fill."""
-    monkeypatch.setattr(cluster, "_nodes", lambda: ([cluster._Group(4, {"CPU": 6})], math.inf))
+    monkeypatch.setattr(capacity, "_nodes", lambda: ([capacity._Group(4, {"CPU": 6})], math.inf))
     for number in range(48):
         storage.write_bytes(str(tmp_path / "pictures" / f"{number:02d}.jpg"), jpeg())
     config = ScoreConfig(

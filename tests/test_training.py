@@ -26,7 +26,7 @@ from ray.train import ControllerError
 from s3 import FaultProxy
 
 from posepipe import (
-    cluster,
+    capacity,
     images,
     mpii,
     predictions,
@@ -648,8 +648,8 @@ DECODED = 3 * (10 * 56 * 84 + 3 * 40 * 60)  # val without its margin
     [
         (math.inf, {}, ("encoded", 30)),  # of a node that has to be started first nobody knows the store
         (math.inf, {"sample_cache": "decoded"}, ("decoded", DECODED)),
-        (DECODED / cluster.MOST_OF_STORE + 1, {}, ("decoded", DECODED)),
-        (DECODED / cluster.MOST_OF_STORE - 1, {}, ("encoded", 30)),
+        (DECODED / capacity.MOST_OF_STORE + 1, {}, ("decoded", DECODED)),
+        (DECODED / capacity.MOST_OF_STORE - 1, {}, ("encoded", 30)),
         (1, {"sample_cache": "decoded"}, ("decoded", DECODED)),
         (math.inf, {"sample_cache": "encoded"}, ("encoded", 30)),
     ],
@@ -660,9 +660,9 @@ def test_samples_stay_encoded_where_they_would_not_fit_decoded(
     storage.write_json(str(tmp_path / storage.MANIFEST), {"size": [40, 60], "margin": [8, 12], "rows": ROWS})
     for file, size in (("train/part-00000.parquet", 20), ("val/part-00000.parquet", 10), ("test/part-00000.parquet", 5)):
         storage.write_bytes(str(tmp_path / file), bytes(size))
-    monkeypatch.setattr(cluster, "smallest_object_store", lambda cpus, gpus: store)
+    monkeypatch.setattr(capacity, "smallest_object_store", lambda cpus, gpus: store)
     asked: list[tuple[str, float]] = []
-    monkeypatch.setattr(cluster, "require", lambda _, needs, **__: asked.append((needs[0].cache_kind, needs[0].cache)))
+    monkeypatch.setattr(capacity, "require", lambda _, needs, **__: asked.append((needs[0].cache_kind, needs[0].cache)))
     training.require_workers("training", config(str(tmp_path), tmp_path, "x", **changes))
     assert asked == [expected]
 
