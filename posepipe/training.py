@@ -5,13 +5,11 @@ The driver loads the samples, builds the model, starts the workers of `train_loo
 
 import dataclasses
 import importlib.metadata
-import json
 import logging
 import math
 import os
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -37,6 +35,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import posepipe
 from posepipe import capacity, cluster, failures, samples, storage
 from posepipe.checkpoints import NOT_SCORED
+from posepipe.claiming import claim_folder, describe_config
 from posepipe.config import TrainConfig
 from posepipe.model_file import MODEL_FILE, ModelConfig
 from posepipe.models import PoseModel, build_model, save_model
@@ -46,7 +45,7 @@ from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, has_checkpoint
 from posepipe.snapshots import SNAPSHOTS_FILE
 from posepipe.train_loop import train_loop
 from posepipe.train_steps import NonFiniteError
-from posepipe.training_data import TrainingData, choose_cache, load_data, read_manifests
+from posepipe.training_data import TrainingData, choose_cache, load_data
 from posepipe.watching import require_logger
 from posepipe.weights import load_weights
 from posepipe.writers import Writer
@@ -56,16 +55,6 @@ logger = logging.getLogger(__name__)
 RESTART_PAUSES = (10, 30, 60, 120, 240)
 """Seconds before Ray Train is started again that the storage has failed."""
 LIBRARIES = ("ray", "torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
-# What a run may be resumed with differently: where it runs, not what it computes.
-RESOURCES = (
-    *("num_workers", "cpus_per_worker", "use_gpu", "max_failures", "max_preemption_failures"),
-    # Where things lie; what the samples are is told by their fingerprints.
-    *("samples_uri", "extra_samples_uri", "runs_uri"),
-    # These decide what becomes of a fault and who watches; a run without a fault computes the same.
-    *("checkpoint_every", "on_nonfinite", "logger"),
-    # Decoded once or for every batch, the pixels are the same.
-    "sample_cache",
-)
 
 
 def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
@@ -249,37 +238,6 @@ def build_initial_model(config: TrainConfig, data: TrainingData) -> PoseModel:
             flush=True,
         )
     return model
-
-
-def describe_config(config: TrainConfig) -> dict[str, Any]:
-    """The config as the run folder keeps it, with the samples that it stands on."""
-    fingerprint, *extra = (samples.fingerprint(manifest) for manifest in read_manifests(config))
-    described = {"job": "train", "samples_fingerprint": fingerprint, "extra_samples_fingerprints": extra}
-    return {**dataclasses.asdict(config), **described}
-
-
-def claim_folder(run_uri: str, wanted: dict[str, Any], name: str = CONFIG_FILE) -> str:
-    """Writes `wanted` as the config of the folder, with an id that stays, and returns that; ValueError where it belongs to another one."""
-    uri = storage.join_uri(run_uri, name)
-    run_id = uuid.uuid4().hex
-    if storage.exists(uri):
-        # A run from before a field existed had what is its default now.
-        defaults = {item.name: item.default for item in dataclasses.fields(TrainConfig) if item.default is not dataclasses.MISSING}
-        older = _as_written(defaults | {"extra_samples_fingerprints": []}) | storage.read_json(uri)
-        wanted = _as_written(wanted)
-        names = [name for name in wanted if older.get(name) != wanted[name] and name not in RESOURCES]
-        if names:
-            text = "; ".join(f"{name} was {older.get(name)!r}, now {wanted[name]!r}" for name in names)
-            raise ValueError(f"the run {run_uri} exists with other settings ({text}); choose another --name")
-        # A run from before there were ids was known by its place.
-        run_id = older.get("id") or storage.fingerprint(run_uri)
-    storage.write_json(uri, {**wanted, "id": run_id})
-    return run_id
-
-
-def _as_written(values: dict[str, Any]) -> dict[str, Any]:
-    """As they are read from a file: tuples are lists there."""
-    return json.loads(storage.to_json(values))
 
 
 def _finish(config: TrainConfig, run_uri: str, data: TrainingData, fitted: ray.train.Result) -> dict[str, Any]:

@@ -71,6 +71,11 @@ def trial_name(number: int) -> str:
     return f"trial-{number:03d}"
 
 
+def tune_name(tune_trial: Any) -> str:
+    """The name of one of Ray Tune's trials, whose configuration `searching` suggests."""
+    return tune_trial.config["trial"]["name"]
+
+
 def write_record(sweep_uri: str, name: str, parameters: dict[str, Any], *, has_ended: bool = False, error: str | None = None) -> None:
     """Writes what the sweep's driver knows of a trial."""
     record = {"name": name, "parameters": parameters, "has_ended": has_ended, "error": error}

@@ -10,17 +10,15 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import ray.exceptions
 import ray.train
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
-from posepipe import capacity, cluster, failures, searching, storage, sweep_plots, training, training_data, trials
+from posepipe import capacity, claiming, cluster, failures, searching, stopping, storage, sweep_plots, training, training_data, trials
 from posepipe.config import TuneConfig, parse_search, with_parameters
 from posepipe.model_file import MODEL_FILE
 from posepipe.retrying import StorageUnavailableError, is_passing
@@ -134,9 +132,9 @@ def _claim_sweep(config: TuneConfig, sweep_uri: str) -> None:
     if not storage.exists(storage.join_uri(sweep_uri, SWEEP_FILE)) and storage.exists(config_uri):
         raise ValueError(f"{sweep_uri} is a run of jobs.{storage.read_json(config_uri)['job']}; choose another --name")
     names = ("search", "search_algorithm", "num_trials", "scheduler")
-    wanted = {**training.describe_config(config.train), "job": "tune", **{name: getattr(config, name) for name in names}}
+    wanted = {**claiming.describe_config(config.train), "job": "tune", **{name: getattr(config, name) for name in names}}
     wanted["search"] = list(config.search)
-    training.claim_folder(sweep_uri, wanted, SWEEP_FILE)
+    claiming.claim_folder(sweep_uri, wanted, SWEEP_FILE)
     if not storage.exists(config_uri):
         # Until it holds the best trial's settings: jobs.train, too, shall find the name taken.
         storage.write_json(config_uri, wanted)
@@ -171,9 +169,9 @@ def _run_trials(config: TuneConfig, sweep_uri: str, data: training_data.Training
             mode="max",
             num_samples=num_samples,
             search_alg=algorithm,
-            scheduler=_scheduler(config, known),
-            trial_name_creator=_name_of,
-            trial_dirname_creator=_name_of,
+            scheduler=stopping.build_scheduler(config, known),
+            trial_name_creator=trials.tune_name,
+            trial_dirname_creator=trials.tune_name,
         ),
         # Tune's own files lie apart from the trials' run folders. What a trial itself does wrong ends it; these failures are lost nodes.
         run_config=ray.tune.RunConfig(
@@ -189,10 +187,6 @@ def _run_trials(config: TuneConfig, sweep_uri: str, data: training_data.Training
     with cluster.keep_interrupts():
         tuner.fit()
     return optuna is not None and optuna.is_exhausted
-
-
-def _name_of(trial: Any) -> str:
-    return trial.config["trial"]["name"]
 
 
 def _run_trial(parameters: dict[str, Any], config: TuneConfig, data: training_data.TrainingData) -> None:
@@ -224,7 +218,7 @@ class _Recorder(ray.tune.Callback):
         self._sweep_uri = sweep_uri
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        storage.delete([_error_uri(self._sweep_uri, _name_of(trial))])
+        storage.delete([self._error_uri(trial)])
         self._write(trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -235,43 +229,17 @@ class _Recorder(ray.tune.Callback):
         self._write(trial, has_ended=True, error=self._error(trial) or failures.one_line(text))
 
     def _error(self, trial: Any) -> str | None:
-        uri = _error_uri(self._sweep_uri, _name_of(trial))
+        uri = self._error_uri(trial)
         return storage.read_json(uri)["error"] if storage.exists(uri) else None
+
+    def _error_uri(self, trial: Any) -> str:
+        return _error_uri(self._sweep_uri, trials.tune_name(trial))
 
     def _write(self, trial: Any, has_ended: bool = False, error: str | None = None) -> None:
         if error:
-            print(f"{_name_of(trial)} failed: {error}", flush=True)
+            print(f"{trials.tune_name(trial)} failed: {error}", flush=True)
         parameters = trial.config["trial"]["parameters"]
-        trials.write_record(self._sweep_uri, _name_of(trial), parameters, has_ended=has_ended, error=error)
-
-
-def _scheduler(config: TuneConfig, known: Sequence[Trial] = ()) -> ASHAScheduler | None:
-    return None if config.scheduler == "none" or config.train.epochs == 1 else _Asha(config.train.epochs, known)
-
-
-class _Asha(ASHAScheduler):
-    """ASHA that is told what the trials of an interrupted sweep reached.
-
-    Nothing is stopped in its last epoch: a trial that gets there closes its run folder itself.
-    """
-
-    def __init__(self, epochs: int, known: Sequence[Trial]) -> None:
-        first = max(1, epochs // 4)
-        super().__init__(time_attr="epoch", grace_period=first, max_t=max(first, epochs - 1), reduction_factor=2, stop_last_trials=False)
-        self._known = {trial.name: trial for trial in known}
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_add(tune_controller, trial)
-        for name in [name for name, each in self._known.items() if each.has_ended]:
-            stand_in = SimpleNamespace(trial_id=name)
-            super().on_trial_add(tune_controller, stand_in)
-            self._replay(stand_in, self._known.pop(name))
-        if _name_of(trial) in self._known:
-            self._replay(trial, self._known.pop(_name_of(trial)))
-
-    def _replay(self, trial: Any, known: Trial) -> None:
-        for row in known.history:
-            super().on_trial_result(None, trial, row)
+        trials.write_record(self._sweep_uri, trials.tune_name(trial), parameters, has_ended=has_ended, error=error)
 
 
 def _finish(config: TuneConfig, sweep_uri: str, known: Sequence[Trial], data: training_data.TrainingData) -> dict[str, Any]:

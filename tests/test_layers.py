@@ -101,8 +101,10 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
         True,
     ),
     "training_data": (MATHS | {"capacity", "cluster", "config", "samples", "tasks"}, False, True),
+    "claiming": ({"config", "runs", "samples", "storage", "training_data"}, False, True),
     "training": (
-        {"capacity", "checkpoints", "cluster", "config", "model_file", "models", "runs", "samples", "snapshots", "storage", "tasks"}
+        {"capacity", "checkpoints", "claiming", "cluster", "config", "model_file", "models", "runs", "samples"}
+        | {"snapshots", "storage", "tasks"}
         | {"failures", "optimizers", "retrying", "train_loop", "train_steps", "training_data", "watching", "weights", "writers"},
         True,
         True,
@@ -120,6 +122,7 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
     ),
     "trials": ({"retrying", "runs", "storage"}, False, True),
     "searching": ({"config", "trials"}, False, True),
+    "stopping": ({"config", "trials"}, False, True),
     "sweep_plots": ({"plots"}, False, False),
     "tuning": (
         {
@@ -133,7 +136,9 @@ RULES: dict[str, tuple[set[str], bool, bool]] = {
             "writers",
             "config",
             "capacity",
+            "claiming",
             "cluster",
+            "stopping",
             "failures",
             "storage",
             "model_file",

@@ -174,18 +174,6 @@ def test_a_run_that_goes_on_at_a_checkpoint_needs_no_other_weights(finished: tup
         training.build_initial_model(dataclasses.replace(gone, name="another"), data)
 
 
-def test_a_run_begun_anew_in_the_same_place_is_another_one(tmp_path: Path) -> None:
-    run = dataclasses.asdict(config("samples", tmp_path, "run", weights=["none"]))
-    first = training.claim_folder(str(tmp_path / "run"), run)
-    assert training.claim_folder(str(tmp_path / "run"), run) == first
-    assert storage.read_json(str(tmp_path / "run" / training.CONFIG_FILE))["id"] == first
-    shutil.rmtree(tmp_path / "run")
-    assert training.claim_folder(str(tmp_path / "run"), run) != first
-    # One from before there were ids is known by its place, as it was then.
-    storage.write_json(str(tmp_path / "older" / training.CONFIG_FILE), run)
-    assert training.claim_folder(str(tmp_path / "older"), run) == storage.fingerprint(str(tmp_path / "older"))
-
-
 class FlakyTrainer:
     """A trainer whose controller fails so, one fit after the other, and then gives a result."""
 
@@ -232,51 +220,11 @@ def test_norms_that_are_not_there_cannot_be_frozen(person_samples: str, tmp_path
     assert not (tmp_path / "x").exists()
 
 
-def test_a_setting_from_after_a_run_began_had_its_default(tmp_path: Path) -> None:
-    run = dataclasses.asdict(config("samples", tmp_path, "run", weights=["none"]))
-    storage.write_json(str(tmp_path / training.CONFIG_FILE), {name: value for name, value in run.items() if name != "deterministic"})
-    training.claim_folder(str(tmp_path), run)
-    storage.write_json(str(tmp_path / training.CONFIG_FILE), {name: value for name, value in run.items() if name != "deterministic"})
-    with pytest.raises(ValueError, match=r"\(deterministic was False, now True\)"):
-        training.claim_folder(str(tmp_path), {**run, "deterministic": True})
-
-
-def test_settings_of_several_values_are_those_that_were_written(tmp_path: Path) -> None:
-    run = config(write_manifest(tmp_path / "samples"), tmp_path, "run", schedule="step", milestones=(0.5, 0.75))
-    training.claim_folder(str(tmp_path / "run"), training.describe_config(run))
-    training.claim_folder(str(tmp_path / "run"), training.describe_config(run))
-    # A run from before they existed had the default.
-    kept = storage.read_json(str(tmp_path / "run" / training.CONFIG_FILE))
-    storage.write_json(str(tmp_path / "run" / training.CONFIG_FILE), {name: kept[name] for name in kept if name != "milestones"})
-    with pytest.raises(ValueError, match=r"\(milestones was \[0\.8, 0\.95\], now \[0\.5, 0\.75\]\)"):
-        training.claim_folder(str(tmp_path / "run"), training.describe_config(run))
-    plain = dataclasses.replace(run, milestones=TrainConfig(samples_uri="s", runs_uri="r", name="x").milestones)
-    training.claim_folder(str(tmp_path / "run"), training.describe_config(plain))
-
-
-def test_a_run_from_before_extra_samples_had_none(tmp_path: Path) -> None:
-    older = {"seed": 0, "samples_fingerprint": "a"}
-    storage.write_json(str(tmp_path / training.CONFIG_FILE), older)
-    training.claim_folder(str(tmp_path), {**older, "extra_samples_fingerprints": []})
-    with pytest.raises(ValueError, match=r"\(extra_samples_fingerprints was \[\], now \['b'\]\)"):
-        training.claim_folder(str(tmp_path), {**older, "extra_samples_fingerprints": ["b"]})
-
-
 def write_manifest(folder: Path, **changes: object) -> str:
     """A manifest alone, of samples without a file."""
     manifest = {"framing": "person", "size": 64, "rows": {"train": 5, "val": 1}, "files": [], **changes}
     storage.write_json(str(folder / storage.MANIFEST), manifest)
     return str(folder)
-
-
-def test_extra_samples_may_move_but_not_change(tmp_path: Path) -> None:
-    main, one, moved, other = (write_manifest(tmp_path / name, people=people) for name, people in zip("abcd", "aeeo", strict=True))
-    run = config(main, tmp_path, "run", extra_samples_uri=(one,))
-    training.claim_folder(str(tmp_path / "run"), training.describe_config(run))
-    training.claim_folder(str(tmp_path / "run"), training.describe_config(dataclasses.replace(run, extra_samples_uri=(moved,))))
-    for extra in ((), (other,), (one, other)):
-        with pytest.raises(ValueError, match=r"exists with other settings \(extra_samples_fingerprints was"):
-            training.claim_folder(str(tmp_path / "run"), training.describe_config(dataclasses.replace(run, extra_samples_uri=extra)))
 
 
 @pytest.mark.parametrize(("name", "value"), [("framing", "image"), ("size", 96), ("margin", 0.25), ("pixels", 2)])

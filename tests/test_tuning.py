@@ -1,4 +1,4 @@
-"""A sweep of trials on Ray Tune: what ASHA remembers, what goes wrong in a trial, a driver that is killed."""
+"""A sweep of trials on Ray Tune: what goes wrong in a trial, a driver that is killed."""
 
 import contextlib
 import functools
@@ -17,9 +17,8 @@ import pytest
 import ray.exceptions
 from fault_tools import ROOT, descendants, kill_all
 from ray.train import ControllerError, WorkerGroupError
-from ray.tune.schedulers import TrialScheduler
 
-from posepipe import failures, runs, samples, scoring, searching, storage, training, trials, tuning
+from posepipe import claiming, failures, runs, samples, scoring, searching, storage, training, trials, tuning
 from posepipe.config import ScoreConfig, TrainConfig, TuneConfig
 from posepipe.retrying import StorageUnavailableError
 from posepipe.trials import Trial
@@ -32,78 +31,13 @@ def sweep(epochs: int = 8, **changes: Any) -> TuneConfig:
 
 def test_a_run_of_train_is_no_place_for_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = sweep()
-    monkeypatch.setattr(training, "describe_config", lambda _: {})
+    monkeypatch.setattr(claiming, "describe_config", lambda _: {})
     tuning._claim_sweep(config, str(tmp_path / "sweep"))
     tuning._claim_sweep(config, str(tmp_path / "sweep"))
     storage.write_json(str(tmp_path / "run" / runs.CONFIG_FILE), {"job": "train"})
     with pytest.raises(ValueError, match=r"run is a run of jobs\.train; choose another --name"):
         tuning._claim_sweep(config, str(tmp_path / "run"))
     assert os.listdir(tmp_path / "run") == [runs.CONFIG_FILE]
-
-
-# ASHA
-
-
-def added(scheduler: Any, name: str) -> Any:
-    trial = SimpleNamespace(trial_id=f"ray-{name}", config={"trial": {"name": name}})
-    scheduler.on_trial_add(None, trial)
-    return trial
-
-
-def asha(epochs: int, known: list[Trial] | None = None) -> Any:
-    scheduler = tuning._scheduler(sweep(epochs), known or [])
-    assert scheduler is not None
-    scheduler.set_search_properties("objective", "max")
-    return scheduler
-
-
-def report(scheduler: Any, trial: Any, epoch: int, objective: float) -> bool:
-    """Whether the trial goes on."""
-    return scheduler.on_trial_result(None, trial, {"epoch": epoch, "objective": objective}) == TrialScheduler.CONTINUE
-
-
-def test_asha_lets_a_quarter_of_the_epochs_pass_and_stops_the_worse_half() -> None:
-    scheduler = asha(8)
-    good, bad = added(scheduler, "a"), added(scheduler, "b")
-    assert report(scheduler, good, 1, 0.5)
-    assert report(scheduler, bad, 1, 0.1), "too early to say"
-    assert report(scheduler, good, 2, 0.5)
-    assert not report(scheduler, bad, 2, 0.1)
-
-
-@pytest.mark.parametrize("epochs", [2, 3, 5, 8, 9])
-def test_nothing_is_stopped_in_its_last_epoch(epochs: int) -> None:
-    scheduler = asha(epochs)
-    better, worse = added(scheduler, "a"), added(scheduler, "b")
-    for epoch in range(1, epochs):
-        assert report(scheduler, worse, epoch, 0.5)
-        assert report(scheduler, better, epoch, 0.5)
-    assert report(scheduler, better, epochs, 0.9)
-    assert report(scheduler, worse, epochs, 0.0)
-
-
-def test_where_nothing_may_be_stopped_there_is_no_asha() -> None:
-    assert tuning._scheduler(sweep(epochs=8, scheduler="none")) is None
-    assert tuning._scheduler(sweep(epochs=1)) is None
-
-
-def test_asha_remembers_what_trials_of_before_an_interruption_reached() -> None:
-    rows = [{"epoch": epoch, "objective": 0.5} for epoch in range(1, 9)]
-    known = [Trial("a", {}, "completed", None, rows, rows[-1], "uri"), Trial("b", {}, "under way", None, rows[:1], rows[0], "uri")]
-    scheduler = asha(8, known)
-    resumed = added(scheduler, "b")
-    assert not report(scheduler, resumed, 2, 0.1), "worse than a, which ended before"
-    fresh = asha(8)
-    assert report(fresh, added(fresh, "b"), 2, 0.1), "nothing is known that is better"
-
-
-def test_a_resumed_trial_is_not_judged_again_for_what_it_reached_before() -> None:
-    rows = [{"epoch": epoch, "objective": 0.1} for epoch in (1, 2)]
-    scheduler = asha(8, [Trial("b", {}, "under way", None, rows, rows[0], "uri")])
-    resumed = added(scheduler, "b")
-    other = added(scheduler, "c")
-    assert report(scheduler, other, 2, 0.5)
-    assert report(scheduler, resumed, 3, 0.1), "it went on at epoch 2, there is nothing to compare with before 4"
 
 
 # What goes wrong
@@ -414,7 +348,7 @@ def require_the_folder_explains_itself(sweep_uri: str, result: dict[str, Any], s
     assert storage.sha256(Path(sweep_uri, "model.safetensors").read_bytes()) == run.result["model_id"]
     assert {"floor", "samples", "versions"} <= set(run.result)
     with pytest.raises(ValueError, match="exists with other settings"):
-        training.claim_folder(sweep_uri, {**run.config, "job": "train"})
+        claiming.claim_folder(sweep_uri, {**run.config, "job": "train"})
 
 
 @pytest.mark.faults
