@@ -76,12 +76,13 @@ class Header:
 
 def storage_error(error: OSError) -> ImageError:
     """The status of a read that the storage refused."""
-    if error.errno == errno.EFBIG:
-        return ImageError("too_large", str(error.strerror))
-    if error.errno == errno.EHOSTUNREACH:
-        return ImageError("unreachable", str(error.strerror))
-    status = "missing" if isinstance(error, FileNotFoundError) else "forbidden" if isinstance(error, PermissionError) else "unreadable"
-    return ImageError(status, f"{type(error).__name__}: {error}")
+    if error.errno in (errno.EFBIG, errno.EHOSTUNREACH):
+        status, detail = "too_large" if error.errno == errno.EFBIG else "unreachable", str(error.strerror)
+    else:
+        status = "missing" if isinstance(error, FileNotFoundError) else "forbidden" if isinstance(error, PermissionError) else "unreadable"
+        detail = f"{type(error).__name__}: {error}"
+    # A server's words may be bytes of any kind, which no table of strings takes.
+    return ImageError(status, detail.encode(errors="backslashreplace").decode())
 
 
 def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:

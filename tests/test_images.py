@@ -1,5 +1,6 @@
 """images.py: what is wrong with bad images, and where the pixels of good ones land."""
 
+import errno
 import io
 import struct
 import zlib
@@ -174,6 +175,13 @@ def test_failed_reads_have_a_status(error, status):
     found = storage_error(error)
     assert (found.status, found.detail) == (status, f"{type(error).__name__}: {error}")
     assert status in images.STATUSES
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EHOSTUNREACH])
+def test_what_a_server_said_in_no_known_encoding_is_text_all_the_same(number):
+    # As aiohttp tells of `Location: http://caf\xe9:99999/`.
+    detail = storage_error(OSError(number, "no URL: http://caf\udce9:99999/")).detail
+    assert r"http://caf\udce9:99999/" in detail.encode().decode()
 
 
 # Unusual but good images: every one of these shows the same smooth picture
