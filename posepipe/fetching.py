@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import stat
+import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
@@ -76,8 +77,10 @@ def _read(filesystem: AbstractFileSystem, path: str, max_bytes: int, patience: f
         raise OSError(errno.EINVAL, "a name cannot hold a zero byte")
     if isinstance(filesystem, LocalFileSystem):
         return retry(lambda: _read_local(path, max_bytes), patience)
-    _check_size(retry(lambda: filesystem.size(path), patience), max_bytes)
-    return retry(lambda: filesystem.cat_file(path), patience)
+    # FTP and its like have one connection, on which two threads would get each other's answers.
+    with vars(filesystem).setdefault("_posepipe_turn", threading.Lock()):
+        _check_size(retry(lambda: filesystem.size(path), patience), max_bytes)
+        return retry(lambda: filesystem.cat_file(path), patience)
 
 
 def _read_local(path: str, max_bytes: int) -> bytes:

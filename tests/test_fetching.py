@@ -310,6 +310,27 @@ def test_objects_of_several_places_are_read_in_one_go(tmp_path):
     assert read(uris) == [uri.encode() for uri in uris]
 
 
+def test_a_store_of_one_connection_is_asked_by_one_thread_at_a_time(monkeypatch):
+    folder = f"memory://{uuid.uuid4().hex}"
+    uris = [join_uri(folder, str(number)) for number in range(20)]
+    for uri in uris:
+        write_bytes(uri, uri.encode())
+    filesystem, _ = storage.open_filesystem(folder)
+    under_way, at_once = [], []
+    read_one = filesystem.cat_file
+
+    def cat_file(path):
+        under_way.append(path)
+        time.sleep(0.01)
+        at_once.append(len(under_way))
+        under_way.remove(path)
+        return read_one(path)
+
+    monkeypatch.setattr(filesystem, "cat_file", cat_file)
+    assert read(uris) == [uri.encode() for uri in uris]
+    assert at_once == [1] * len(uris)
+
+
 def test_only_files_of_one_kind_are_read_together():
     uris = ["ftp://a/1", "ftp://a/2", "s3://b/1", "/tmp/1", "/tmp/2", "file:///tmp/1", "file:///tmp/2", "http://a/1"]
     assert [part for part, _ in fetching._cut([(uri, 1) for uri in uris], LIMIT, [])] == [
