@@ -61,7 +61,7 @@ def _fetch(filesystem: AbstractFileSystem, uri: str, max_bytes: int, patience: f
         if not isinstance(filesystem, AsyncFileSystem):
             return _read(filesystem, path, max_bytes, patience)
         if storage.is_s3(uri):
-            return _read_s3(filesystem, path, max_bytes, patience)
+            return _read_s3(filesystem, uri, max_bytes, patience)
         if _is_web(uri) and unreachable_after:
             return sync(filesystem.loop, _read_web, filesystem, path, max_bytes, unreachable_after)
         return sync(filesystem.loop, retry_async, lambda: (_get_web if _is_web(uri) else _cat)(filesystem, path, max_bytes), patience)
@@ -138,26 +138,27 @@ async def _get_web(filesystem: Any, url: str, max_bytes: int, silence: float = S
     return b"".join(parts)
 
 
-def _read_s3(filesystem: Any, path: str, max_bytes: int, patience: float | None) -> bytes:
-    name, key, _ = filesystem.split_path(path)
+def _read_s3(filesystem: Any, uri: str, max_bytes: int, patience: float | None) -> bytes:
+    # Of the key s3fs takes a slash at the end away, and what follows `?versionId=`, which it then does not heed.
+    name, _, _ = filesystem.split_path(uri)
+    key = uri.partition("://")[2].lstrip("/").removeprefix(name)[1:]
     bucket = s3_reads.open_bucket(filesystem, name)
     data = bucket.read(key, lambda size: _check_size(size, max_bytes))
     if data is None:
-        data = sync(filesystem.loop, retry_async, lambda: _get_s3(filesystem, path, max_bytes), patience)
+        data = sync(filesystem.loop, retry_async, lambda: _get_s3(filesystem, name, key, max_bytes), patience)
         bucket.count_strike()
     return data
 
 
-async def _get_s3(filesystem: Any, path: str, max_bytes: int) -> bytes:
+async def _get_s3(filesystem: Any, bucket: str, key: str, max_bytes: int) -> bytes:
     # Not `cat_file`, which asks for the size first and does not compare it with what came. (`cat` takes brackets for a pattern.)
-    bucket, key, _ = filesystem.split_path(path)
     answer = await filesystem._call_s3("get_object", Bucket=bucket, Key=key)
     async with answer["Body"] as body:
         size = answer["ContentLength"]
         _check_size(size, max_bytes)
         data = await body.read()
     if len(data) != size:
-        raise TruncatedBodyError(errno.EIO, f"{len(data)} of {size} bytes of {path} came")
+        raise TruncatedBodyError(errno.EIO, f"{len(data)} of {size} bytes of {bucket}/{key} came")
     return data
 
 

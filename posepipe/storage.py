@@ -194,7 +194,7 @@ def _list_s3(filesystem: Any, path: str, scheme: str) -> Iterator[tuple[str, int
             return
         for item in page.get("Contents", ()):
             # Consoles make folders by putting an empty object of that name.
-            if not item["Key"].endswith("/"):
+            if item["Size"] or not item["Key"].endswith("/"):
                 yield f"{scheme}://{bucket}/{item['Key']}", item["Size"]
         if not page.get("IsTruncated"):
             return

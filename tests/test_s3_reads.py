@@ -86,7 +86,11 @@ def test_a_name_is_what_it_says(put, asked_s3fs, name):
     assert asked_s3fs == []
 
 
-@pytest.mark.parametrize("names", [("a/b", "a//b", "/a/b"), ("x", "./x", "y/../x"), ("tab\tx", "tabx")], ids=["slashes", "dots", "tab"])
+@pytest.mark.parametrize(
+    "names",
+    [("a/b", "a//b", "/a/b"), ("x", "./x", "y/../x"), ("tab\tx", "tabx"), ("v", "v?versionId=7"), ("z", "z/")],
+    ids=["slashes", "dots", "tab", "version", "end"],
+)
 def test_names_that_the_client_has_not_are_never_taken_for_others(put, filesystem, names):
     uris = [put(name) for name in names]
     assert [fetch(uri, LIMIT) for uri in uris] == [name.encode() for name in names]

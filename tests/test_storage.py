@@ -366,6 +366,13 @@ def test_a_listing_goes_over_all_its_pages_and_leaves_out_the_folders_of_console
     assert next(storage.list_sizes("s3a://pages/images"))[0] == "s3a://pages/images/00.jpg"
 
 
+def test_an_object_that_is_only_named_like_a_folder_is_listed(s3_endpoint):
+    client = boto3.client("s3", endpoint_url=s3_endpoint)
+    client.create_bucket(Bucket="named-like-folders")
+    client.put_object(Bucket="named-like-folders", Key="a/", Body=b"picture")
+    assert list(storage.list_sizes("s3://named-like-folders")) == [("s3://named-like-folders/a/", 7)]
+
+
 def test_sizes_are_listed_beside_the_files(any_folder):
     sizes = {"a": 3, "b/c": 0, "d/e/f": 10}
     for name, size in sizes.items():
