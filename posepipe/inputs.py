@@ -166,7 +166,9 @@ def _parse_manifest(manifest_uri: str, data: bytes) -> pa.Table:
         return file.read(columns=[name for name in file.schema_arrow.names if name in ("uri", *_CENTER, *_BOX)])
     if manifest_uri.lower().endswith(".csv"):
         options = pyarrow.csv.ConvertOptions(column_types={"uri": _URI}, strings_can_be_null=True)
-        return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
+        table = pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
+        # `uri, x1, y1, x2, y2`, as people write it, would be a list without people.
+        return table.rename_columns([name.strip() for name in table.column_names])
     lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
     return pa.table({"uri": pa.array([line for line in lines if line], _URI)})
 

@@ -206,6 +206,11 @@ def test_lists_of_more_text_than_one_array_of_strings_holds_are_kept_in_several(
     assert cut.schema == inputs.INPUT
 
 
+def test_spaces_after_the_commas_hide_no_people(manifest):
+    [row] = manifest("uri, x1, y1, x2, y2\ns3://b/a.jpg, 10, 10, 110, 210.5\n", "csv").to_pylist()
+    assert (row["person_from"], row["center_x"]) == ("box", 60)
+
+
 def test_a_byte_order_mark_is_no_part_of_a_uri(manifest):
     assert manifest("\ufeffs3://b/1.jpg\ns3://b/2.jpg", "txt")["uri"].to_pylist() == ["s3://b/1.jpg", "s3://b/2.jpg"]
 
