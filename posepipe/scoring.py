@@ -74,6 +74,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         files = [{name: record[name] for name in ("file", "rows", "sha256")} for _, record in sorted(done.items())]
         statuses = sum((Counter(record["statuses"]) for record in done.values()), Counter())
         manifest = {**plan.identity, "num_inputs": plan.num_inputs, "files": files, "statuses": dict(sorted(statuses.items()))}
+        # Who wakes after it was replaced hears of it some time later; the summary is the other one's by then.
+        writer.check(is_fresh=True)
         summary = summaries.summarise(config, plan.models, run_uri, [done[shard] for shard in sorted(done)], session)
         journal.finish(run_uri, manifest, writer)
     _draw_overlays(config, run_uri, summary)

@@ -368,3 +368,24 @@ def test_a_part_that_is_only_copied_elsewhere_is_scored_again(
     config = ScoreConfig(checkpoint_uri=(pose_checkpoint,), samples_uri=person_samples, predictions_uri=str(tmp_path))
     scoring.score(config)
     assert part.read_bytes() == (tmp_path / "parts" / "copies" / part.name).read_bytes()
+
+
+def test_who_wakes_after_its_last_shard_leaves_the_summary_of_the_writer_that_replaced_it(
+    ray_session: None, image_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(jpeg())
+    run_shards = scoring._run_shards
+    out = str(tmp_path / "out")
+
+    def sleep_meanwhile(*arguments: Any) -> Any:
+        session = run_shards(*arguments)
+        storage.write_json(storage.join_uri(out, "writers", "000002.json"), {})
+        storage.write_json(storage.join_uri(out, "summary.json"), {"of": "another model"})
+        return session
+
+    monkeypatch.setattr(scoring, "_run_shards", sleep_meanwhile)
+    config = ScoreConfig(checkpoint_uri=(image_checkpoint,), images_uri=str(tmp_path / "photos"), predictions_uri=out)
+    with pytest.raises(ValueError, match="was taken over by another writer"):
+        scoring.score(config)
+    assert storage.read_json(storage.join_uri(out, "summary.json")) == {"of": "another model"}
