@@ -12,6 +12,7 @@ import json
 import os
 import posixpath
 import re
+import stat
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -154,11 +155,13 @@ def list_sizes(uri: str) -> Iterator[tuple[str, int]]:
 
 
 def _list_local(path: str) -> Iterator[tuple[str, int]]:
-    """Links are followed, but not in a circle; what is neither a file nor a link to nowhere (a pipe, a socket) is no file."""
+    """Links are followed, but not in a circle; what is neither a file nor a link to nowhere (a pipe, a socket) is no file.
+
+    What is deleted meanwhile is left out, or listed if it was there when its folder was read."""
     seen: set[str] = set()
 
     def fail(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError) or error.filename != path:
+        if not isinstance(error, FileNotFoundError) and not (isinstance(error, NotADirectoryError) and error.filename == path):
             raise error
 
     for folder, folders, names in os.walk(path, followlinks=True, onerror=fail):
@@ -166,10 +169,14 @@ def _list_local(path: str) -> Iterator[tuple[str, int]]:
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(folder, name)) not in seen]
         for name in names:
             file = os.path.join(folder, name)
-            if os.path.isfile(file):
-                yield file, os.stat(file).st_size
-            elif os.path.islink(file) and not os.path.exists(file):
-                yield file, 0
+            try:
+                found = os.stat(file)
+            except OSError:  # a link to nowhere or in a circle
+                if os.path.islink(file):
+                    yield file, 0
+                continue
+            if stat.S_ISREG(found.st_mode):
+                yield file, found.st_size
 
 
 def spell_below(uri: str, listed_uri: str) -> str | None:

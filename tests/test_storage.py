@@ -1,6 +1,7 @@
 """storage.py: round trips, atomic writes, files that are written once and failed reads, on a local folder, S3 and another scheme."""
 
 import os
+import shutil
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -371,6 +372,17 @@ def test_an_object_that_is_only_named_like_a_folder_is_listed(s3_endpoint):
     client.create_bucket(Bucket="named-like-folders")
     client.put_object(Bucket="named-like-folders", Key="a/", Body=b"picture")
     assert list(storage.list_sizes("s3://named-like-folders")) == [("s3://named-like-folders/a/", 7)]
+
+
+def test_what_is_deleted_while_it_is_listed_ends_no_listing(tmp_path):
+    for number in range(4):
+        write_bytes(str(tmp_path / str(number) / "a.jpg"), b"a")
+    listing = storage.list_sizes(str(tmp_path))
+    first, _ = next(listing)
+    for number in range(4):
+        if str(tmp_path / str(number) / "a.jpg") != first:
+            shutil.rmtree(tmp_path / str(number))
+    assert list(listing) == []
 
 
 def test_sizes_are_listed_beside_the_files(any_folder):
