@@ -5,6 +5,7 @@ The list is made once and kept with the run, so a run that goes on later is of t
 
 import hashlib
 import io
+import itertools
 import os
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -60,7 +61,8 @@ def read_inputs(images_uri: str, *, limit: int = 0, sample_fraction: float = 1.0
     Raises:
         ValueError: there are no inputs, or the manifest is not one.
     """
-    table = _read_manifest(images_uri) if is_manifest(images_uri) else _list_prefix(images_uri, without)
+    most = limit if sample_fraction == 1 else 0
+    table = _read_manifest(images_uri) if is_manifest(images_uri) else _list_prefix(images_uri, without, most)
     if not table.num_rows:
         raise ValueError(f"no inputs: {'no rows in' if is_manifest(images_uri) else 'no files below'} {images_uri}")
     # Named before some are chosen, so that a choice does not change names.
@@ -86,11 +88,17 @@ def require_apart(images_uri: str, run_uri: str) -> None:
             raise ValueError(f"the predictions cannot go to {run_uri}, whose folder {name}/ has the pictures in it; name another place")
 
 
-def _list_prefix(images_uri: str, without: str) -> pa.Table:
+def _list_prefix(images_uri: str, without: str, most: int = 0) -> pa.Table:
+    """The files of a prefix; where the storage lists them in their order and no more than `most` are wanted, these alone are listed."""
     if without:
         require_apart(images_uri, without)
+    results = storage.spell_below(without, images_uri) if without else None
+    listed = storage.list_sizes(images_uri)
+    # Directory buckets of S3 have names that end so, and no order.
+    if most and storage.is_s3(images_uri) and not images_uri.split("/")[2].endswith("--x-s3"):
+        listed = itertools.islice((item for item in listed if not (results and item[0].startswith(results))), most)
     parts = []
-    for chunk in _chunks(storage.list_sizes(images_uri)):
+    for chunk in _chunks(listed):
         uris, sizes = zip(*chunk, strict=True)
         try:
             parts.append(pa.table({"uri": pa.array(uris, _URI), "size": pa.array(sizes, pa.int64())}))
@@ -99,7 +107,7 @@ def _list_prefix(images_uri: str, without: str) -> pa.Table:
     if not parts:
         return pa.table({"uri": pa.array([], _URI)})
     table = pa.concat_tables(parts)
-    if without and (results := storage.spell_below(without, images_uri)):
+    if results:
         table = table.filter(pc.invert(pc.starts_with(table["uri"], results)))
     return _complete(table.sort_by("uri"))
 

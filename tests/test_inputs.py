@@ -124,6 +124,16 @@ def test_a_limit_takes_the_first_ones(tmp_path):
     assert names_of(read_inputs(str(tmp_path), limit=30)) == ["a", "b", "c", "d"]
 
 
+def test_a_limit_ends_the_listing_of_a_bucket(monkeypatch):
+    def list_sizes(uri):
+        yield from ((f"s3://bucket/photos/{name}", 1) for name in ("a.jpg", "b.jpg", "out/parts/x", "z.jpg"))
+        raise AssertionError("nothing more is wanted")
+
+    monkeypatch.setattr(storage, "list_sizes", list_sizes)
+    table = read_inputs("s3://bucket/photos", limit=3, without="s3://bucket/photos/out")
+    assert table["uri"].to_pylist() == [f"s3://bucket/photos/{name}.jpg" for name in "abz"]
+
+
 def test_a_sample_is_the_same_whatever_else_there_is(manifest):
     some = [f"s3://bucket/{index}.jpg" for index in range(0, 4000, 4)]
     more = [f"s3://bucket/{index}.jpg" for index in range(4000)]
