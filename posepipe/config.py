@@ -345,8 +345,8 @@ class ScoreConfig:
     max_pixels: int = 89_478_485
     """Larger pictures are not decoded."""
     unreachable_after: float = 0.0
-    """After so many seconds without an answer of its web server (http, https) a picture is a row `unreachable`; 0: the run ends after ten
-    minutes, as where a bucket fails, and the same command goes on."""
+    """After so many seconds without an answer of its web server (http, https) a picture is a row `unreachable`, and one in a bucket or on a
+    disk after ten minutes if others were read there meanwhile; 0: the run ends after ten minutes, and the same command goes on."""
     takeover_after: float = 30.0
     """Take a run over whose writer has shown no sign of life for so many seconds, or for its own --takeover-after where that is more."""
     price_per_hour: float = 0.0

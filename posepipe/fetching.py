@@ -33,7 +33,7 @@ Fetched = bytes | OSError
 _silent: dict[str, float] = {}
 """Web servers that this process has given up, and when (`time.monotonic`)."""
 _answered: dict[str, float] = {}
-"""Web servers, and when they last answered."""
+"""Web servers, buckets and other stores, and when they last answered."""
 
 
 def fetch(uri: str, max_bytes: int, patience: float | None = None, unreachable_after: float = 0) -> Fetched:
@@ -43,7 +43,8 @@ def fetch(uri: str, max_bytes: int, patience: float | None = None, unreachable_a
         uri: of the object.
         max_bytes: of it.
         patience: seconds that a fault may last; None for `retrying.PATIENCE`.
-        unreachable_after: seconds that a fault of a web server may last, which then is the answer; 0 for `patience`.
+        unreachable_after: seconds that a fault of a web server may last, which then is the answer; 0 for `patience`. Where it is given, a
+            fault of another store that has lasted for `patience` is the answer, too, if the store has answered for others meanwhile.
 
     Returns:
         Its bytes, or the storage's answer (FileNotFoundError, PermissionError, …); an OSError with errno EFBIG stands for an object over
@@ -57,19 +58,28 @@ def fetch(uri: str, max_bytes: int, patience: float | None = None, unreachable_a
 
 def _fetch(filesystem: AbstractFileSystem, uri: str, max_bytes: int, patience: float | None, unreachable_after: float) -> Fetched:
     path = filesystem._strip_protocol(uri)
+    started = time.monotonic()
     try:
         if not isinstance(filesystem, AsyncFileSystem):
-            return _read(filesystem, path, max_bytes, patience)
-        if storage.is_s3(uri):
-            return _read_s3(filesystem, uri, max_bytes, patience)
-        if _is_web(uri) and unreachable_after:
+        if not isinstance(filesystem, AsyncFileSystem):
+            data = _read(filesystem, path, max_bytes, patience)
+        elif storage.is_s3(uri):
+            data = _read_s3(filesystem, uri, max_bytes, patience)
+        elif _is_web(uri) and unreachable_after:
             return sync(filesystem.loop, _read_web, filesystem, path, max_bytes, unreachable_after)
-        return sync(filesystem.loop, retry_async, lambda: (_get_web if _is_web(uri) else _cat)(filesystem, path, max_bytes), patience)
+        else:
+            data = sync(filesystem.loop, retry_async, lambda: (_get_web if _is_web(uri) else _cat)(filesystem, path, max_bytes), patience)
     except OSError as error:
         return error
     except StorageUnavailableError as error:
-        hint = "; scoring can go on without such pictures, see --unreachable-after" if _is_web(uri) else ""
+        has_waited = time.monotonic() - started >= (retrying.PATIENCE if patience is None else patience)
+        # A damaged object of a store that is well would otherwise end each run that comes to it.
+        if unreachable_after and has_waited and _answered.get(_host(uri), -math.inf) > started:
+            return OSError(errno.EHOSTUNREACH, str(error))
+        hint = "; scoring can go on without such pictures, see --unreachable-after" if not unreachable_after else ""
         raise StorageUnavailableError(f"{path}: {error}{hint}") from error
+    _has_answered(_host(uri))
+    return data
 
 
 def _read(filesystem: AbstractFileSystem, path: str, max_bytes: int, patience: float | None) -> bytes:

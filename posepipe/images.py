@@ -40,7 +40,7 @@ STATUSES = {
     "missing": "the storage has no such object",
     "forbidden": "the storage refuses to hand it out",
     "unreadable": "the storage answers with an error that does not pass",
-    "unreachable": "its web server was given up, as --unreachable-after allows",
+    "unreachable": "its web server, or this object of another store, was given up, as --unreachable-after allows",
     "empty": "zero bytes",
     "not_an_image": "the bytes are of no known image format",
     "truncated": "the image ends before its last pixel",

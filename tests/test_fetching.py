@@ -474,6 +474,24 @@ def test_a_bucket_is_never_given_up(s3_endpoint, monkeypatch, quick):
         fetch("s3://bucket/key", LIMIT, unreachable_after=0.01)
 
 
+def test_a_damaged_file_may_be_given_up_where_others_are_read_meanwhile(tmp_path, monkeypatch, quick):
+    monkeypatch.setattr(retrying, "PATIENCE", 0.3)
+    damaged, good = str(tmp_path / "damaged.jpg"), str(tmp_path / "good.jpg")
+    write_bytes(good, b"good")
+    os.symlink("/proc/self/mem", damaged)  # EIO, as of a disk's bad block
+    for is_first in (True, False):
+        monkeypatch.setattr(fetching, "_answered", {})
+        reading = threading.Thread(target=lambda: [time.sleep(0.1), fetch(good, LIMIT)])
+        if is_first:
+            reading.start()
+            error = fetch(damaged, LIMIT, unreachable_after=0.1)
+            assert (error.errno, "Input/output error" in error.strerror) == (errno.EHOSTUNREACH, True)
+            reading.join()
+        else:
+            with pytest.raises(StorageUnavailableError, match="Input/output error"):
+                fetch(damaged, LIMIT, unreachable_after=0.1)
+
+
 def test_a_fault_that_does_not_pass_ends_the_reading(monkeypatch):
     def fail_at_b(_, uri, *__):
         if uri.endswith("b"):
