@@ -1,13 +1,15 @@
 """Reads many pictures: ahead of the caller, whole or not at all, again after a fault."""
 
 import errno
+import functools
+import itertools
 import math
 import os
 import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -56,15 +58,22 @@ def fetch(uri: str, max_bytes: int, patience: float | None = None, unreachable_a
     return _fetch(storage.open_filesystem(uri)[0], uri, max_bytes, patience, unreachable_after)
 
 
-def _fetch(filesystem: AbstractFileSystem, uri: str, max_bytes: int, patience: float | None, unreachable_after: float) -> Fetched:
+def _fetch(
+    filesystem: AbstractFileSystem,
+    uri: str,
+    max_bytes: int,
+    patience: float | None,
+    unreachable_after: float,
+    wait_for_room: Callable[[int], None] = lambda size: None,
+) -> Fetched:
+    """`fetch`; where a size is heard of before the bytes, `wait_for_room` may hold them back."""
     path = filesystem._strip_protocol(uri)
     started = time.monotonic()
     try:
         if not isinstance(filesystem, AsyncFileSystem):
-        if not isinstance(filesystem, AsyncFileSystem):
             data = _read(filesystem, path, max_bytes, patience)
         elif storage.is_s3(uri):
-            data = _read_s3(filesystem, uri, max_bytes, patience)
+            data = _read_s3(filesystem, uri, max_bytes, patience, wait_for_room)
         elif _is_web(uri) and unreachable_after:
             return sync(filesystem.loop, _read_web, filesystem, path, max_bytes, unreachable_after)
         else:
@@ -74,9 +83,10 @@ def _fetch(filesystem: AbstractFileSystem, uri: str, max_bytes: int, patience: f
     except StorageUnavailableError as error:
         has_waited = time.monotonic() - started >= (retrying.PATIENCE if patience is None else patience)
         # A damaged object of a store that is well would otherwise end each run that comes to it.
-        if unreachable_after and has_waited and _answered.get(_host(uri), -math.inf) > started:
+        is_alone = _answered.get(_host(uri), -math.inf) > started
+        if unreachable_after and has_waited and is_alone:
             return OSError(errno.EHOSTUNREACH, str(error))
-        hint = "; scoring can go on without such pictures, see --unreachable-after" if not unreachable_after else ""
+        hint = "; scoring can go on without such pictures, see --unreachable-after" if is_alone or _is_web(uri) else ""
         raise StorageUnavailableError(f"{path}: {error}{hint}") from error
     _has_answered(_host(uri))
     return data
@@ -114,8 +124,9 @@ async def _read_web(filesystem: Any, url: str, max_bytes: int, unreachable_after
         _has_answered(host)
         raise
     except StorageUnavailableError as error:
-        # A server that says "500" of this picture, or has answered for others meanwhile, is asked for its next one.
-        if not http_status(error.__cause__) and _answered.get(host, -math.inf) < started:
+        # A server that says "500" of this picture, has answered for others meanwhile or sends on to a silent one is asked for its next one.
+        has_answered = http_status(error.__cause__) or _answered.get(host, -math.inf) >= started
+        if not has_answered and not await _sends_on(filesystem, url, silence):
             _silent[host] = time.monotonic()
         raise OSError(errno.EHOSTUNREACH, str(error)) from error
     _has_answered(host)
@@ -125,6 +136,19 @@ async def _read_web(filesystem: Any, url: str, max_bytes: int, unreachable_after
 def _has_answered(host: str) -> None:
     _answered[host] = time.monotonic()
     _silent.pop(host, None)
+
+
+async def _sends_on(filesystem: Any, url: str, silence: float) -> bool:
+    """Whether the server answers with a redirect."""
+    import aiohttp
+
+    options = {**filesystem.kwargs, "timeout": aiohttp.ClientTimeout(silence), "allow_redirects": False}
+    try:
+        session = await filesystem.set_session()
+        async with session.get(filesystem.encode_url(url), **options) as answer:
+            return answer.status in range(300, 400)
+    except (OSError, ValueError, TimeoutError, aiohttp.ClientError):
+        return False
 
 
 async def _get_web(filesystem: Any, url: str, max_bytes: int, silence: float = SILENCE) -> bytes:
@@ -143,17 +167,21 @@ async def _get_web(filesystem: Any, url: str, max_bytes: int, silence: float = S
                 size += len(part)
                 _check_size(size, max_bytes)
                 parts.append(part)
-    except ValueError as error:
+    except (ValueError, aiohttp.NonHttpUrlClientError) as error:  # the other: of a redirect
         raise OSError(errno.EINVAL, f"no URL: {error}") from error
     return b"".join(parts)
 
 
-def _read_s3(filesystem: Any, uri: str, max_bytes: int, patience: float | None) -> bytes:
+def _read_s3(filesystem: Any, uri: str, max_bytes: int, patience: float | None, wait_for_room: Callable[[int], None]) -> bytes:
+    def check(size: int) -> None:
+        _check_size(size, max_bytes)
+        wait_for_room(size)
+
     # Of the key s3fs takes a slash at the end away, and what follows `?versionId=`, which it then does not heed.
     name, _, _ = filesystem.split_path(uri)
     key = uri.partition("://")[2].lstrip("/").removeprefix(name)[1:]
     bucket = s3_reads.open_bucket(filesystem, name)
-    data = bucket.read(key, lambda size: _check_size(size, max_bytes))
+    data = bucket.read(key, check)
     if data is None:
         data = sync(filesystem.loop, retry_async, lambda: _get_s3(filesystem, name, key, max_bytes), patience)
         bucket.count_strike()
@@ -184,6 +212,37 @@ def _check_size(size: int | None, max_bytes: int) -> None:
         raise OSError(errno.EFBIG, f"{size} bytes, the limit is {max_bytes}")
 
 
+class _Room:
+    """`BYTES_AHEAD` for what threads have read ahead of the caller, the earlier first; what the caller waits for is never held back."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._taken: dict[int, int] = {}
+        self._waiting: set[int] = set()
+        self._next: float = 0
+
+    def wait(self, number: int, size: int) -> None:
+        """Returns when there is room for so many bytes of this read; the reads are numbered."""
+        with self._changed:
+            self._taken.pop(number, None)  # of an attempt that failed
+            self._waiting.add(number)
+            self._changed.wait_for(lambda: number <= self._next or (number == min(self._waiting) and self._holds(size)))
+            self._waiting.remove(number)
+            self._taken[number] = size
+            self._changed.notify_all()
+
+    def _holds(self, size: int) -> bool:
+        return sum(self._taken.values()) + size <= BYTES_AHEAD
+
+    def give_back(self, number: float) -> None:
+        """What the caller has got up to this read."""
+        with self._changed:
+            self._next = number + 1
+            for taken in [taken for taken in self._taken if taken <= number]:
+                del self._taken[taken]
+            self._changed.notify_all()
+
+
 def read_ahead(
     uris: Sequence[str], max_bytes: int, sizes: Sequence[int | None] | None = None, unreachable_after: float = 0
 ) -> Iterator[tuple[str, Fetched]]:
@@ -192,21 +251,24 @@ def read_ahead(
     Args:
         uris: on any filesystems.
         max_bytes: of one object.
-        sizes: bytes of each where known; no more than `BYTES_AHEAD` are asked for at a time, or one object.
+        sizes: bytes of each where known; no more than `BYTES_AHEAD` are asked for at a time, or one object. Where they are not, a mean is
+            expected, and S3's objects are held back until there is room.
         unreachable_after: as in `fetch`.
     """
     wanted = list(zip(uris, sizes or [None] * len(uris), strict=True))
     found_sizes: deque[int] = deque(maxlen=AHEAD)
     pending: deque[tuple[list[str], int, Future[list[Fetched]]]] = deque()
+    numbers, taken, room = itertools.count(), itertools.count(), _Room()
 
-    def read(filesystem: AbstractFileSystem, part: list[str]) -> list[Fetched]:
-        return [_fetch(filesystem, uri, max_bytes, None, unreachable_after) for uri in part]
+    def read(filesystem: AbstractFileSystem, part: list[str], number: int) -> list[Fetched]:
+        return [_fetch(filesystem, uri, max_bytes, None, unreachable_after, functools.partial(room.wait, number)) for uri in part]
 
     def take() -> Iterator[tuple[str, Fetched]]:
         part, _, reading = pending.popleft()
         found = reading.result()
         found_sizes.extend(len(data) for data in found if isinstance(data, bytes))
         yield from zip(part, found, strict=True)
+        room.give_back(next(taken))
 
     def is_full(part: list[str], num_bytes: int) -> bool:
         count = len(part) + sum(len(other) for other, _, _ in pending)
@@ -226,10 +288,11 @@ def read_ahead(
         for part, num_bytes in _cut(wanted, max_bytes, found_sizes):
             while pending and is_full(part, num_bytes):
                 yield from take()
-            pending.append((part, num_bytes, pool.submit(read, open_filesystem(part[0]), part)))
+            pending.append((part, num_bytes, pool.submit(read, open_filesystem(part[0]), part, next(numbers))))
         while pending:
             yield from take()
     finally:
+        room.give_back(math.inf)
         # What nobody waits for any more is not begun; each could wait for a storage that is away.
         pool.shutdown(cancel_futures=True)
 

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+import urllib.parse
 import uuid
 
 import boto3
@@ -302,6 +303,38 @@ def test_no_more_bytes_are_asked_for_ahead_than_may_be(monkeypatch, asked):
     assert len(read(uris, 200, sizes=[60, 40, 60, 150, 1, 1])) == len(asked) == 6
 
 
+def test_objects_that_are_larger_than_expected_wait_for_room(monkeypatch):
+    monkeypatch.setattr(fetching, "BYTES_AHEAD", 100)
+    monkeypatch.setattr(fetching, "UNKNOWN_BYTES", 1)
+    ahead = []
+
+    def fetch_one(_, uri, *arguments):
+        arguments[-1](40)
+        ahead.append(uri)
+        return b""
+
+    monkeypatch.setattr(fetching, "_fetch", fetch_one)
+    uris = [f"memory://host/{name:02}" for name in range(40)]
+    rows = read_ahead(uris, LIMIT)
+    for number, uri in enumerate(uris):
+        assert next(rows) == (uri, b"")
+        # 40 and 40 fit, and one more that the caller waits for; what it has is given back when it asks for the next one.
+        assert has_asked(ahead, uris[: min(number + 2, 40)]), f"{len(ahead)} were read when the caller had {number + 1}"
+    assert next(rows, None) is None
+
+
+def test_who_stops_asking_waits_for_nobody_who_has_no_room(monkeypatch):
+    monkeypatch.setattr(fetching, "BYTES_AHEAD", 100)
+    monkeypatch.setattr(fetching, "UNKNOWN_BYTES", 1)
+    monkeypatch.setattr(fetching, "_fetch", lambda *arguments: arguments[-1](90) or b"")
+    rows = read_ahead([f"memory://host/{name}" for name in "abcdef"], LIMIT)
+    next(rows)
+    closing = threading.Thread(target=rows.close)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
+
+
 def test_objects_of_several_places_are_read_in_one_go(tmp_path):
     memory = f"memory://{uuid.uuid4().hex}"
     uris = [str(tmp_path / "a"), join_uri(memory, "b"), join_uri(memory, "c"), f"file://{tmp_path}/d", str(tmp_path / "e")]
@@ -362,8 +395,11 @@ def http_server():
                 dropped.append(self.command)
                 self.close_connection = True
                 return
-            status = int(name) if name.isdigit() else 200
+            to = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query).get("to")
+            status = 302 if to else int(name) if name.isdigit() else 200
             self.send_response(status)
+            if to:
+                self.send_header("Location", to[0])
             if name == "chunked":
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
@@ -465,6 +501,18 @@ def test_a_web_server_that_fails_for_one_picture_is_asked_for_the_next_one(http_
     error, found = read([f"{http_server}/{name}", f"{http_server}/a"], unreachable_after=0.2)
     assert (error.errno, found) == (errno.EHOSTUNREACH, b"good")
     assert fetch(f"{http_server}/a", LIMIT, unreachable_after=0.2) == b"good"
+
+
+def test_a_web_server_that_sends_on_to_one_that_is_gone_is_asked_for_the_next_one(http_server, gone, quick):
+    error = fetch(f"{http_server}/a?to={gone}/a", LIMIT, unreachable_after=0.2)
+    assert error.errno == errno.EHOSTUNREACH
+    assert fetch(f"{http_server}/a", LIMIT, unreachable_after=0.2) == b"good"
+
+
+@pytest.mark.parametrize("unreachable_after", [0, 0.2])
+def test_a_redirect_to_what_is_no_web_page_is_an_error_of_its_picture(http_server, quick, unreachable_after):
+    error, found = read([f"{http_server}/a?to=mailto:me@example.org", f"{http_server}/a"], unreachable_after=unreachable_after)
+    assert (type(error), error.errno, found) == (OSError, errno.EINVAL, b"good")
 
 
 def test_a_bucket_is_never_given_up(s3_endpoint, monkeypatch, quick):
