@@ -24,6 +24,10 @@ Schedule = Literal["constant", "step", "cosine"]
 Precision = Literal["float32", "bfloat16"]
 CacheKind = Literal["auto", "decoded", "encoded"]
 Scheduler = Literal["asha", "none"]
+BadStatus = Literal[
+    "missing", "forbidden", "unreadable", "unreachable", "empty", "not_an_image", "truncated", "corrupt", "unsupported", "too_large",
+    "decoder_crashed", "no_person",
+]  # fmt: skip
 OnNonFinite = Literal["stop", "skip"]
 Logger = Literal["none", "mlflow", "wandb"]
 SearchAlgorithm = Literal["random", "optuna"]
@@ -353,6 +357,8 @@ class ScoreConfig:
     """What the cluster costs per hour: the summary then says what a million pictures cost."""
     num_overlays: int = 0
     """Draw the predictions of so many rows on their pictures, as overlays.jpg beside the predictions."""
+    redo: tuple[BadStatus, ...] = ()
+    """Score the shards again that hold rows of these statuses, when what was wrong has been mended: a bucket's permissions, a mount."""
     overwrite: bool = False
     """Begin anew, whatever the folder holds."""
     dry_run: bool = False
@@ -360,6 +366,8 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        for status in self.redo:
+            check_choice("status", status, get_args(BadStatus))
         _check_at_least(self, batch_size=0, shard_size=1, num_actors=0, cpus_per_actor=0, num_overlays=0, limit=0)
         _check_at_least(self, max_bytes=1, max_pixels=1, unreachable_after=0, takeover_after=1, price_per_hour=0)
         if self.max_pixels > MAX_PIXELS:
@@ -382,7 +390,7 @@ class ScoreConfig:
             if self.sample_fraction < 1:
                 raise ValueError("--sample-fraction goes with --images-uri")
             for item in dataclasses.fields(self):
-                names = ("shard_size", "max_bytes", "max_pixels", "unreachable_after")
+                names = ("shard_size", "max_bytes", "max_pixels", "unreachable_after", "redo")
                 if item.name in names and getattr(self, item.name) != item.default:
                     raise ValueError(f"--{item.name.replace('_', '-')} goes with --images-uri; samples are cut and decoded already")
         elif self.split != "val":

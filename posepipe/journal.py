@@ -9,7 +9,7 @@
     _SUCCESS               last
 
 A writer that has lost its place and does not know it yet can do no harm: parts are named after their bytes, done records after what the run
-is of, and neither is ever replaced.
+is of, and neither is ever replaced. (`--redo` takes records away.)
 
 Whatever else lies in these folders belongs to others: only files that are named as above are ever deleted.
 """
@@ -106,6 +106,18 @@ def forget_done(done_uri: str, shards: list[int]) -> None:
 
 def _record_uri(done_uri: str, shard: int) -> str:
     return storage.join_uri(done_uri, f"{shard:06d}.json")
+
+
+def reopen(run_uri: str, done_uri: str, shards: list[int], writer: Writer, *others: str) -> None:
+    """Takes the records of shards that are to be done again, after what says that the run is complete. `others`: as in `clear`.
+
+    Raises:
+        LostRunError: another writer has taken over.
+    """
+    writer.check(is_fresh=True)
+    for name in (storage.SUCCESS, storage.MANIFEST, *others):
+        storage.delete([storage.join_uri(run_uri, name)])
+    forget_done(done_uri, shards)
 
 
 def finish(run_uri: str, manifest: dict[str, Any], writer: Writer) -> None:

@@ -52,10 +52,11 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     if not config.overwrite and storage.exists(storage.join_uri(run_uri, storage.SUCCESS)):
         # Complete: whether this is the same run is all there is to find out.
         planning.plan_run(config, models, first_stage, run, run_uri)
-        print(f"{run_uri} is complete; its summary is read, nothing is scored", flush=True)
         summary = summaries.read(run_uri)
-        _draw_overlays(config, run_uri, summary)
-        return summary
+        if not summary["statuses"].keys() & set(config.redo):
+            print(f"{run_uri} is complete; its summary is read, nothing is scored", flush=True)
+            _draw_overlays(config, run_uri, summary)
+            return summary
     planning.require_cluster(config, first_stage)
     with writers.Writer(run_uri, config.takeover_after) as writer:
         if config.overwrite:
@@ -68,6 +69,9 @@ def score(config: ScoreConfig) -> dict[str, Any]:
             plan = planning.store_plan(config, plan, run_uri)
         done_uri = journal.done_folder(run_uri, plan.identity)
         done = _valid_done(run_uri, done_uri)
+        if again := [shard for shard, record in done.items() if record["statuses"].keys() & set(config.redo)]:
+            journal.reopen(run_uri, done_uri, again, writer, OVERLAYS_FILE, SUMMARY_FILE)
+            done = {shard: record for shard, record in done.items() if shard not in again}
         session = _run_shards(config, plan, run_uri, done_uri, done, writer)
         if sorted(done) != list(range(len(plan.counts))) or sum(record["rows"] for record in done.values()) != plan.num_inputs:
             raise RuntimeError(f"{len(done)} of {len(plan.counts)} shards are done, or their rows are not the {plan.num_inputs} inputs")

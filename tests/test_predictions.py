@@ -1,11 +1,13 @@
 """predictions.py: only complete runs are read, and of them what the manifest lists, in its order."""
 
 import uuid
+from typing import get_args
 
 import pyarrow as pa
 import pytest
 
 from posepipe import storage
+from posepipe.config import BadStatus
 from posepipe.images import STATUSES
 from posepipe.predictions import PREDICTION, iter_predictions, list_predictions, read_manifest, read_predictions
 from posepipe.storage import join_uri
@@ -76,4 +78,5 @@ def test_every_column_says_what_it_is():
 
 def test_statuses_are_one_list():
     assert b"posepipe.images.STATUSES" in PREDICTION.field("status").metadata[b"doc"]
+    assert STATUSES.keys() - {"ok"} == set(get_args(BadStatus))
     assert {"ok", "missing", "forbidden", "truncated", "not_an_image", "unsupported", "too_large", "decoder_crashed"} <= set(STATUSES)

@@ -389,3 +389,50 @@ def test_who_wakes_after_its_last_shard_leaves_the_summary_of_the_writer_that_re
     with pytest.raises(ValueError, match="was taken over by another writer"):
         scoring.score(config)
     assert storage.read_json(storage.join_uri(out, "summary.json")) == {"of": "another model"}
+
+
+def test_what_could_not_be_read_is_scored_again_when_it_can_be(
+    ray_session: None, image_checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = [tmp_path / name for name in ("a.jpg", "b.jpg", "c.jpg")]
+    (tmp_path / "list.txt").write_text("".join(f"{picture}\n" for picture in pictures))
+    for picture in (pictures[0], pictures[2]):
+        picture.write_bytes(jpeg())
+    out = str(tmp_path / "out")
+
+    def score(*redo: Any) -> dict[str, int]:
+        config = ScoreConfig(
+            checkpoint_uri=(image_checkpoint,), images_uri=str(tmp_path / "list.txt"), predictions_uri=out, shard_size=1, redo=redo
+        )
+        return scoring.score(config)["statuses"]
+
+    assert score() == {"missing": 1, "ok": 2}
+    before = predictions.list_predictions(out)
+    pictures[1].write_bytes(jpeg(optimize=True))
+    assert score() == score("forbidden") == {"missing": 1, "ok": 2}
+    assert capsys.readouterr().out.count("is complete") == 2
+    assert score("forbidden", "missing") == {"ok": 3}
+    assert "going on: 2 of 3 shards are done, 1 are left" in capsys.readouterr().out
+    after = predictions.list_predictions(out)
+    assert (after[0], after[2], after[1] != before[1]) == (before[0], before[2], True)
+    assert predictions.read_predictions(out)["status"].to_pylist() == ["ok"] * 3
+    assert len(list((tmp_path / "out" / "parts").iterdir())) == 3
+
+
+def test_a_run_of_which_shards_are_to_be_done_again_is_no_complete_one_meanwhile(
+    ray_session: None, image_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list.txt").write_text(f"{tmp_path / 'a.jpg'}\n")
+    config = ScoreConfig(checkpoint_uri=(image_checkpoint,), images_uri=str(tmp_path / "list.txt"), predictions_uri=str(tmp_path / "out"))
+    scoring.score(config)
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scoring, "_run_shards", die)
+        with pytest.raises(KeyboardInterrupt):
+            scoring.score(dataclasses.replace(config, redo=("missing",)))
+    with pytest.raises(ValueError, match="no complete predictions at"):
+        predictions.read_predictions(str(tmp_path / "out"))
+    assert scoring.score(config)["statuses"] == {"missing": 1}
