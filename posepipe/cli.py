@@ -45,7 +45,7 @@ def parse(config_class: type[Config], arguments: Sequence[str] | None = None) ->
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Ends the program with the message alone where a user's mistake (a ValueError) comes up, or the storage is gone."""
+    """Ends the program with the message alone where a user's mistake (a ValueError) comes up, the storage is gone, or at Ctrl-C."""
     try:
         yield
     except ValueError as error:
@@ -67,6 +67,9 @@ def user_errors() -> Iterator[None]:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted; the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from error
 
 
 def _tuple_flags(config_class: Any) -> set[str]:

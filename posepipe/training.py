@@ -82,9 +82,9 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
     with Writer(_find_folder(config), interrupt=True) as writer:
         try:
             return _fit(config, data, model, callbacks, writer.check)
-        except (KeyboardInterrupt, SystemExit):  # Ray makes one of the other.
+        except (KeyboardInterrupt, SystemExit) as error:  # Ray makes one of the other.
             writer.check()
-            raise
+            raise KeyboardInterrupt(f"the run {_find_folder(config)} was interrupted; the same command goes on") from error
 
 
 def train_trial(config: TrainConfig, data: TrainingData, callbacks: Sequence[UserCallback]) -> dict[str, Any]:

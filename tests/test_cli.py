@@ -87,6 +87,20 @@ def test_user_errors_says_of_a_place_what_is_wrong_with_it(capsys, kind):
     assert capsys.readouterr().err == f"error: {kind.__name__}: list.txt\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyboardInterrupt(), "interrupted; the same command goes on"),
+        (KeyboardInterrupt("the run a was interrupted"), "the run a was interrupted"),
+    ],
+)
+def test_user_errors_says_that_it_was_interrupted(capsys, error, said):
+    with pytest.raises(SystemExit) as caught, user_errors():
+        raise error
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == f"{said}\n"
+
+
 def test_user_errors_lets_other_errors_through():
     with pytest.raises(KeyError), user_errors():
         raise KeyError("a fault of the program")

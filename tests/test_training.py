@@ -308,6 +308,15 @@ def interruptible(samples_uri: str, runs_uri: str | Path, name: str, **changes: 
     return config(samples_uri, runs_uri, name, epochs=5, deterministic=True, checkpoint_every=1, **recipe, **changes)
 
 
+def test_a_run_that_is_interrupted_says_so(person_samples: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise SystemExit(1)
+
+    monkeypatch.setattr(training, "_fit", interrupt)
+    with pytest.raises(KeyboardInterrupt, match=r"/stopped was interrupted; the same command goes on"):
+        training.train(interruptible(person_samples, tmp_path, "stopped"))
+
+
 @pytest.fixture(scope="module")
 def undisturbed(person_samples: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Result and history of that run with checkpoints at the end of epochs alone, never interrupted."""
