@@ -87,6 +87,10 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
         if "No pretrained weights exist" not in str(error):
             raise
         raise ValueError(f"timm has no ImageNet weights for {name}; give a URI, or none") from error
+    except OSError as error:  # huggingface_hub's, where it has no file and no connection
+        raise ValueError(
+            f"cannot download the ImageNet weights of {name} from Hugging Face: {error}; give the URI of a state dict as --weights, or none"
+        ) from error
 
 
 def _read_state_dict(uri: str) -> tuple[dict[str, Tensor], ModelConfig | None]:

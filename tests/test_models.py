@@ -391,6 +391,17 @@ def test_a_network_that_timm_has_no_weights_for_is_refused():
         weights._imagenet_weights("resnet200")
 
 
+def test_weights_that_cannot_be_downloaded_are_refused_with_what_else_to_give(monkeypatch):
+    def is_offline(*args, **kwargs):
+        raise FileNotFoundError("no connection, and nothing in the cache")
+
+    monkeypatch.setattr(weights.timm, "create_model", is_offline)
+    with pytest.raises(
+        ValueError, match=r"weights of resnet18 from Hugging Face: no connection.*; give the URI of a state dict as --weights, or none"
+    ):
+        weights._imagenet_weights("resnet18")
+
+
 def test_deeppose_has_no_imagenet_weights():
     with pytest.raises(ValueError, match="there are no ImageNet weights for deeppose; give a URI, or none"):
         load_weights(build(model="deeppose"), ["imagenet"])
