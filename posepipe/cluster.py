@@ -5,6 +5,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -48,10 +49,25 @@ def connect() -> None:
 
 
 def start(**options: Any) -> None:
-    """Starts Ray on this machine, with these options of `ray.init`; what the environment says of its own stays."""
+    """Starts Ray on this machine, with these options of `ray.init`; what the environment says of its own stays.
+
+    Its processes are told its address. Ray Train's cleaner of placement groups looks for one, and where several Rays run on a machine it
+    would ask another one, or end with a trace, and clean nothing.
+    """
     for name, value in NODE_ENV.items():
         os.environ.setdefault(name, value)
-    ray.init(address="local", **options)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    own = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    before = {name: os.environ[name] for name in own if name in os.environ}
+    os.environ.update(own)
+    try:
+        ray.init(address="local", **options)
+    finally:
+        for name in own:
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def from_items(items: list[dict[str, Any]]) -> ray.data.Dataset:

@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 import ray
+from ray._private import services
 from ray.util import placement_group_table
 
 from posepipe import capacity, cluster
@@ -26,6 +27,12 @@ def wait_for_states(expected: Counter[str]) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+def test_processes_of_a_ray_that_a_job_starts_find_it_among_others(ray_session: None) -> None:
+    found = ray.get(ray.remote(services.canonicalize_bootstrap_address_or_die).remote(None))
+    assert found == ray.get_runtime_context().gcs_address
+    assert "RAY_ADDRESS" not in os.environ
 
 
 def test_nodes_are_asked_for_and_no_place_on_them_is_taken(ray_session: None) -> None:
