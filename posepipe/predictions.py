@@ -49,8 +49,10 @@ PREDICTION = pa.schema(
 
 def read_manifest(predictions_uri: str) -> dict[str, Any]:
     """The manifest of a complete run; ValueError where it is not complete."""
-    if not storage.exists(storage.join_uri(predictions_uri, storage.SUCCESS)):
-        raise ValueError(f"no complete predictions at {predictions_uri}: expected {storage.SUCCESS}, which jobs.score writes last")
+    # A training run has the marker too, but no manifest.
+    for name in (storage.SUCCESS, storage.MANIFEST):
+        if not storage.exists(storage.join_uri(predictions_uri, name)):
+            raise ValueError(f"no complete predictions at {predictions_uri}: expected {name}, as jobs.score leaves it")
     return storage.read_json(storage.join_uri(predictions_uri, storage.MANIFEST))
 
 

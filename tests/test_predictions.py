@@ -53,7 +53,10 @@ def test_columns_are_read_alone(folder):
 
 @pytest.mark.parametrize("read", [read_manifest, list_predictions, read_predictions, lambda uri: next(iter_predictions(uri))])
 def test_a_run_without_its_marker_is_not_read(folder, read):
-    with pytest.raises(ValueError, match=r"no complete predictions at .*: expected _SUCCESS, which jobs.score writes last"):
+    with pytest.raises(ValueError, match=r"no complete predictions at .*: expected _SUCCESS, as jobs.score leaves it"):
+        read(folder)
+    storage.write_bytes(join_uri(folder, storage.SUCCESS), b"")
+    with pytest.raises(ValueError, match=r"no complete predictions at .*: expected _MANIFEST.json, as jobs.score leaves it"):
         read(folder)
     complete(folder)
     storage.delete([join_uri(folder, storage.SUCCESS)])
