@@ -40,7 +40,13 @@ def parse(config_class: type[Config], arguments: Sequence[str] | None = None) ->
         values |= given
         values = {name: value for name, value in values.items() if f"--{name.replace('_', '-')}" not in flags}
         # Of a flag that is given twice the last one counts.
-        return tyro.cli(config_class, args=[*to_flags(values), *flags], description=f"{config_class.__doc__}\n\n{epilog}")
+        return tyro.cli(config_class, prog=_prog(), args=[*to_flags(values), *flags], description=f"{config_class.__doc__}\n\n{epilog}")
+
+
+def _prog() -> str | None:
+    """How this job was started, for `--help` and for mistakes; by default it would be the path of its file, which nobody can run."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec else None
 
 
 @contextlib.contextmanager

@@ -1,6 +1,9 @@
 """cli.py: flags, presets, files, and who has the last word."""
 
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +14,7 @@ from posepipe.optimizers import learning_rate_factor
 from posepipe.presets import PRESETS
 from posepipe.retrying import StorageUnavailableError
 
+ROOT = Path(__file__).resolve().parents[1]
 PREPARE = {"mpii_uri": "raw", "samples_uri": "samples"}
 TRAIN = {"samples_uri": "samples", "runs_uri": "runs", "name": "first"}
 SCORE = {"checkpoint_uri": "run", "predictions_uri": "predictions", "samples_uri": "samples"}
@@ -109,6 +113,14 @@ def test_user_errors_lets_other_errors_through():
     task_error = type("RayTaskError(ValueError)", (ValueError,), {})
     with pytest.raises(task_error), user_errors():
         raise task_error
+
+
+def test_a_job_names_itself_as_it_is_started():
+    """And not by the path of its file, which nobody can run."""
+    said = subprocess.run([sys.executable, "-m", "jobs.prepare"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert said.returncode == 2
+    assert "python -m jobs.prepare --help" in said.stderr
+    assert str(ROOT) not in said.stderr
 
 
 # Presets and files
