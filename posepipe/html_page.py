@@ -39,7 +39,7 @@ figure { margin: 0; }
 .plot { background: #fff; border: 1px solid var(--line); border-radius: 8px; padding: .6rem; }
 .plot img { display: block; width: 100%; height: auto; max-width: 620px; margin: 0 auto; }
 .plot figcaption { color: #5b6570; padding: .4rem .3rem .1rem; }
-.cases { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(46%, 172px), 1fr)); gap: .8rem; }
+.cases { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(46%, 300px), 1fr)); gap: .8rem; }
 .cases.pairs { grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); }
 .case { background: var(--card); border: 1px solid var(--line); border-radius: 8px; overflow: hidden; font-size: .8rem; }
 .case img, .case .blank { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: #000; }
@@ -48,8 +48,8 @@ figure { margin: 0; }
 .case b { color: var(--ink); }
 .pair { display: grid; grid-template-columns: 1fr 1fr; }
 .film { display: flex; gap: .4rem; overflow-x: auto; padding-bottom: .4rem; max-width: 100%; }
-.film figure { flex: 0 0 132px; }
-.film img { display: block; width: 132px; height: 132px; object-fit: contain; border-radius: 4px; }
+.film figure { flex: 0 0 178px; }
+.film img { display: block; width: 178px; height: 178px; object-fit: contain; border-radius: 4px; }
 .film figcaption { font-size: .78rem; text-align: center; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; list-style: none; padding: 0; font-size: .86rem; max-width: none; }
 .legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border-radius: 2px; border: 1px solid #0005; }
