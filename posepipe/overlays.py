@@ -105,19 +105,21 @@ def draw_grid(overlays: Sequence[Overlay], columns: int = 4) -> bytes:
     """A JPEG of all overlays side by side, with a legend."""
     columns = min(columns, len(overlays))
     rows = math.ceil(len(overlays) / columns)
-    grid = Image.new("RGB", (columns * TILE, rows * TILE + LEGEND_HEIGHT), "white")
-    for index, overlay in enumerate(overlays):
-        grid.paste(_draw_tile(overlay), (index % columns * TILE, index // columns * TILE))
     entries = []
     if any(overlay.joints is not None for overlay in overlays):
-        entries += [(LEFT_COLOUR, "person's left"), (RIGHT_COLOUR, "person's right")]
+        entries += [(LEFT_COLOUR, "person's left"), (RIGHT_COLOUR, "person's right"), (MIDDLE_COLOUR, "middle")]
     if any(overlay.head_box is not None for overlay in overlays):
         entries.append((BOX_COLOUR, "head box"))
     if any(overlay.joint_errors is not None for overlay in overlays):
         entries.append((MISS_COLOUR, "ring: off by more than half a head"))
     if any(overlay.true_joints is not None or overlay.true_head_box is not None for overlay in overlays):
         entries.append((TRUTH_COLOUR, "label"))
-    _draw_legend(ImageDraw.Draw(grid), rows * TILE, entries)
+    lines = _break_legend(entries, columns * TILE)
+    grid = Image.new("RGB", (columns * TILE, rows * TILE + len(lines) * LEGEND_HEIGHT), "white")
+    for index, overlay in enumerate(overlays):
+        grid.paste(_draw_tile(overlay), (index % columns * TILE, index // columns * TILE))
+    for index, line in enumerate(lines):
+        _draw_legend(ImageDraw.Draw(grid), rows * TILE + index * LEGEND_HEIGHT, line)
     sink = io.BytesIO()
     grid.save(sink, "JPEG", quality=90)
     return sink.getvalue()
@@ -205,6 +207,20 @@ def _colour(*joints: int) -> str:
         (colour for side, colour in (("left", LEFT_COLOUR), ("right", RIGHT_COLOUR)) if any(name.startswith(side) for name in names)),
         MIDDLE_COLOUR,
     )
+
+
+def _break_legend(entries: Sequence[tuple[str, str]], width: int) -> list[list[tuple[str, str]]]:
+    """Lines of entries that fit into the width; at least one."""
+    lines: list[list[tuple[str, str]]] = [[]]
+    x = 8.0
+    for entry in entries:
+        needed = 20 + _font().getlength(entry[1])
+        if lines[-1] and x + needed > width:
+            lines.append([])
+            x = 8.0
+        lines[-1].append(entry)
+        x += needed + 24
+    return lines
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, top: int, entries: Sequence[tuple[str, str]]) -> None:

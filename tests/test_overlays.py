@@ -151,14 +151,23 @@ def test_the_legend_names_what_is_drawn_and_nothing_else():
     joints, errors, box = pose(pelvis=(9, 9)), np.full(NUM_JOINTS, np.nan), np.array([1.0, 2, 3, 4])
     cases = {
         (): Overlay(picture(), ""),
-        (LEFT_COLOUR, RIGHT_COLOUR): Overlay(picture(), "", joints),
-        (LEFT_COLOUR, RIGHT_COLOUR, MISS_COLOUR): Overlay(picture(), "", joints, errors),
+        (LEFT_COLOUR, RIGHT_COLOUR, MIDDLE_COLOUR): Overlay(picture(), "", joints),
+        (LEFT_COLOUR, RIGHT_COLOUR, MIDDLE_COLOUR, MISS_COLOUR): Overlay(picture(), "", joints, errors),
         (BOX_COLOUR,): Overlay(picture(), "", head_box=box),
     }
     for expected, overlay in cases.items():
         legend = draw(overlay, Overlay(picture(), ""), columns=4)[TILE:]
-        found = [colour for colour in (LEFT_COLOUR, RIGHT_COLOUR, BOX_COLOUR, MISS_COLOUR) if count_colour(legend, colour) > 50]
+        found = [
+            colour for colour in (LEFT_COLOUR, RIGHT_COLOUR, MIDDLE_COLOUR, BOX_COLOUR, MISS_COLOUR) if count_colour(legend, colour) > 50
+        ]
         assert sorted(found) == sorted(expected)
+
+
+def test_the_legend_of_one_overlay_is_not_cut_off():
+    joints, errors = pose(pelvis=(9, 9)), np.full(NUM_JOINTS, np.nan)
+    grid = draw(Overlay(picture(), "", joints, errors, head_box=np.array([1.0, 2, 3, 4]), true_joints=joints))
+    assert grid.shape == (TILE + 3 * LEGEND_HEIGHT, TILE, 3)
+    assert (grid[TILE:, -4:] > 250).all()
 
 
 def test_the_caption_stands_under_its_picture():
