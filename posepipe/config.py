@@ -178,7 +178,8 @@ class TrainConfig:
     warmup_steps: int = -1
     """Steps of a linear warm-up; -1: 3 % of all steps, none for the constant schedule."""
     ema_decay: float = 0.0
-    """Validate and keep an exponential moving average of the weights, with this decay once it is warm; 0: the weights themselves."""
+    """Validate and keep an exponential moving average of the weights, with this decay once it is warm; 0: the weights themselves. After n
+    steps it is at most 1 - n^(-2/3): 0.99 takes 1,000 of them, 0.999 takes 31,600."""
     patience: int = 0
     """Stop after so many epochs without a better validation score; 0: never."""
     augment: bool = False

@@ -14,6 +14,7 @@ from posepipe.models import PoseModel
 WARMUP = 0.03  # of all steps
 STEP = 0.1
 MOMENTUM = 0.9
+EMA_WARMUP_POWER = 2 / 3  # 0.99 after 1,000 steps, 0.999 after 31,600, 0.9999 after a million
 
 
 def build_optimizer(model: PoseModel, config: TrainConfig) -> torch.optim.Optimizer:
@@ -71,11 +72,16 @@ def learning_rate_factor(config: TrainConfig, step: int, num_steps: int) -> floa
     return 1.0
 
 
+def reached_decay(decay: float, num_steps: int) -> float:
+    """How far the decay of a `WeightAverage` rises in `num_steps` steps: no further than `decay`, by timm's warm-up."""
+    return min(decay, 1 - max(1, num_steps) ** -EMA_WARMUP_POWER)
+
+
 class WeightAverage:
     """An exponential moving average of a model's weights and statistics. Its decay rises with the steps, or it would remember the start."""
 
     def __init__(self, model: PoseModel, decay: float) -> None:
-        self._average = ModelEmaV3(model, decay=decay, use_warmup=True)
+        self._average = ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=EMA_WARMUP_POWER)
         self.num_steps = 0
 
     @property

@@ -39,7 +39,7 @@ from posepipe.claiming import claim_folder, describe_config
 from posepipe.config import TrainConfig
 from posepipe.model_file import MODEL_FILE, ModelConfig
 from posepipe.models import PoseModel, build_model, save_model
-from posepipe.optimizers import require_schedule
+from posepipe.optimizers import reached_decay, require_schedule
 from posepipe.retrying import is_passing
 from posepipe.runs import CONFIG_FILE, HISTORY_FILE, RESULT_FILE, has_checkpoint, num_train
 from posepipe.snapshots import SNAPSHOTS_FILE
@@ -76,7 +76,10 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
     require_logger(config.logger)
     require_workers(f"training with {config.min_workers} workers", config)
     data = load_data(config)
-    require_schedule(config, _num_steps(config, data))
+    num_steps = _num_steps(config, data)
+    require_schedule(config, num_steps)
+    if (reached := reached_decay(config.ema_decay, num_steps)) < config.ema_decay:
+        print(f"--ema-decay {config.ema_decay:g}: in {num_steps} steps the decay of the average only rises to {reached:.4g}", flush=True)
     # Built here first: a wrong name or weights file is found before the folder is taken and workers start.
     model = build_initial_model(config, data)
     with Writer(_find_folder(config), interrupt=True) as writer:

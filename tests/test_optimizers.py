@@ -13,7 +13,15 @@ from torch import nn
 from posepipe.config import TrainConfig
 from posepipe.model_file import ModelConfig
 from posepipe.models import build_model
-from posepipe.optimizers import WeightAverage, _block, build_optimizer, build_schedule, learning_rate_factor, require_schedule
+from posepipe.optimizers import (
+    WeightAverage,
+    _block,
+    build_optimizer,
+    build_schedule,
+    learning_rate_factor,
+    reached_decay,
+    require_schedule,
+)
 
 CONFIG = TrainConfig(samples_uri="samples", runs_uri="runs", name="run", learning_rate=0.1)
 
@@ -186,3 +194,21 @@ def test_an_average_follows_weights_and_statistics():
         average.update(own)
     torch.testing.assert_close(average.model.head.linear.weight, own.head.linear.weight)
     assert average.num_steps == 201
+
+
+def test_how_far_the_decay_of_an_average_rises_by_hand():
+    # 1,000 ^ (-2/3) = 0.01 and 8 ^ (-2/3) = 0.25; nothing is remembered of what was before the first step.
+    assert [reached_decay(0.999, steps) for steps in (1, 8, 1000)] == pytest.approx([0, 0.75, 0.99])
+    assert [reached_decay(decay, 100_000) for decay in (0.9, 0.99, 0.999)] == [0.9, 0.99, 0.999]
+
+
+@pytest.mark.parametrize("num_steps", [2, 8, 40])
+def test_the_decay_that_an_average_reaches_is_that_of_its_last_step(num_steps):
+    own = nn.Linear(1, 1, bias=False)
+    average = WeightAverage(own, 0.9)
+    own.weight.data.fill_(0)
+    for _ in range(num_steps - 1):
+        average.update(own)
+    own.weight.data.fill_(1)
+    average.update(own)
+    assert average.model.weight.item() == pytest.approx(1 - reached_decay(0.9, num_steps))
