@@ -168,7 +168,8 @@ class TrainConfig:
     weight_decay: float = 0.0
     """Of weights; norms and biases have none."""
     layer_decay: float = 1.0
-    """Factor on the learning rate from each block of the backbone to the one before it; below 1 for a pretrained backbone."""
+    """Factor on the learning rate from each block of the backbone to the one before it; below 1 for a pretrained backbone. Layers of the
+    stem, norms and downsampling between blocks count as blocks of their own."""
     clip_norm: float = 0.0
     """Longer gradients are cut to this norm; 0: never."""
     schedule: Schedule = "constant"
@@ -434,7 +435,7 @@ class ReportConfig:
             raise ValueError(f"--first-pixel must be 0 or 1, got {self.first_pixel}")
         for name in ("predictions_uri", "runs_uri"):
             uris = getattr(self, name)
-            if len(set(uris)) < len(uris):
+            if len({uri.rstrip("/") for uri in uris}) < len(uris):
                 raise ValueError(f"--{name.replace('_', '-')} names one place twice: {' '.join(uris)}")
 
 
@@ -560,6 +561,8 @@ def parse_search(text: str) -> tuple[str, str, tuple[Any, ...]]:
         parsed = tuple(value == "true" if field_type is bool else field_type(value) for value in values.split(","))
     except ValueError as error:
         raise ValueError(f"{text!r}: {error}") from error
-    if kind.endswith("uniform") and not 0 < parsed[0] < parsed[1]:
+    if kind == "loguniform" and not 0 < parsed[0] < parsed[1]:
         raise ValueError(f"{text!r}: expected 0 < LOW < HIGH")
+    if kind == "uniform" and not 0 <= parsed[0] < parsed[1]:
+        raise ValueError(f"{text!r}: expected 0 <= LOW < HIGH")
     return name, kind, parsed

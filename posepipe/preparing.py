@@ -98,7 +98,7 @@ def _prepare(config: PrepareConfig, samples_uri: str, annotations: bytes, settin
 
 def describe(manifest: dict[str, Any], samples_uri: str) -> str:
     """What `prepare` made, for people."""
-    rows = ", ".join(f"{count} {split}" for split, count in manifest["rows"].items())
+    rows = ", ".join(f"{manifest['rows'][split]} {split}" for split in ("train", "val", "test"))
     errors = ", ".join(f"{count} {status}" for status, count in manifest["errors"].items())
     width, height = samples.crop_size(manifest)
     margin_x, margin_y = samples.crop_margin(manifest)

@@ -15,8 +15,8 @@ import re
 import stat
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import fsspec.core
 import pyarrow as pa
@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
 
-from posepipe.retrying import error_code, retry
+from posepipe.retrying import StorageUnavailableError, error_code, retry
+
+T = TypeVar("T")
 
 SUCCESS = "_SUCCESS"
 MANIFEST = "_MANIFEST.json"
@@ -78,10 +80,18 @@ def is_s3(uri: str) -> bool:
     return uri.startswith(("s3://", "s3a://"))
 
 
+def _ask(uri: str, call: Callable[[], T], patience: float | None = None) -> T:
+    """`retry`; what ends it names the place."""
+    try:
+        return retry(call, patience)
+    except StorageUnavailableError as error:
+        raise StorageUnavailableError(f"{uri}: {error}") from error.__cause__
+
+
 def read_bytes(uri: str) -> bytes:
     """Raises FileNotFoundError or PermissionError as the storage says."""
     filesystem, path = open_filesystem(uri)
-    return retry(lambda: filesystem.cat_file(path))
+    return _ask(uri, lambda: filesystem.cat_file(path))
 
 
 def write_bytes(uri: str, data: bytes, patience: float | None = None) -> None:
@@ -90,7 +100,7 @@ def write_bytes(uri: str, data: bytes, patience: float | None = None) -> None:
     if is_local(uri):
         os.replace(_write_partial(path, data), path)
     else:
-        retry(lambda: filesystem.pipe_file(path, data), patience)
+        _ask(uri, lambda: filesystem.pipe_file(path, data), patience)
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
@@ -110,7 +120,7 @@ def create_bytes(uri: str, data: bytes) -> bool:
             os.unlink(partial)
         return True
     try:
-        retry(lambda: filesystem.pipe_file(path, data, mode="create"))
+        _ask(uri, lambda: filesystem.pipe_file(path, data, mode="create"))
     except OSError as error:
         # A server that does not name the condition that failed.
         if not isinstance(error, FileExistsError) and error_code(error) not in ("PreconditionFailed", "412"):
@@ -134,7 +144,7 @@ def _write_partial(path: str, data: bytes) -> str:
 
 def exists(uri: str, patience: float | None = None) -> bool:
     filesystem, path = open_filesystem(uri)
-    return retry(lambda: filesystem.exists(path), patience)
+    return _ask(uri, lambda: filesystem.exists(path), patience)
 
 
 def list_files(uri: str) -> list[str]:
@@ -150,7 +160,7 @@ def list_sizes(uri: str) -> Iterator[tuple[str, int]]:
     elif is_local(uri):
         yield from _list_local(path)
     else:
-        for found, info in retry(lambda: filesystem.find(path, detail=True)).items():
+        for found, info in _ask(uri, lambda: filesystem.find(path, detail=True)).items():
             yield filesystem.unstrip_protocol(found), info.get("size") or 0
 
 
@@ -196,7 +206,7 @@ def _list_s3(filesystem: Any, path: str, scheme: str) -> Iterator[tuple[str, int
     query = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
     while True:
         try:
-            page = retry(lambda: sync(filesystem.loop, client.list_objects_v2, **query))
+            page = _ask(f"{scheme}://{path}", lambda: sync(filesystem.loop, client.list_objects_v2, **query))
         except FileNotFoundError:
             return
         for item in page.get("Contents", ()):
@@ -224,7 +234,7 @@ def delete(uris: Iterable[str]) -> None:
     for uri in uris:
         filesystem, path = open_filesystem(uri)
         with contextlib.suppress(FileNotFoundError):
-            retry(functools.partial(filesystem.rm_file, path))
+            _ask(uri, functools.partial(filesystem.rm_file, path))
 
 
 def read_json(uri: str) -> Any:

@@ -185,6 +185,7 @@ def test_a_choice_that_is_one_passes():
         ("augment=grid:true,false", ("augment", "grid", (True, False))),
         ("learning_rate=loguniform:1e-5,1e-3", ("learning_rate", "loguniform", (1e-5, 1e-3))),
         ("learning_rate=uniform:0.1,0.2", ("learning_rate", "uniform", (0.1, 0.2))),
+        ("weight_decay=uniform:0,0.1", ("weight_decay", "uniform", (0.0, 0.1))),
     ],
 )
 def test_a_search_is_parsed_in_the_fields_type(text, parsed):
@@ -211,6 +212,7 @@ def test_a_search_is_parsed_in_the_fields_type(text, parsed):
         ("learning_rate=loguniform:1,2,3", "expected loguniform:LOW,HIGH"),
         ("learning_rate=loguniform:1e-3,1e-5", "expected 0 < LOW < HIGH"),
         ("learning_rate=loguniform:0,1", "expected 0 < LOW < HIGH"),
+        ("weight_decay=uniform:-0.1,1", "expected 0 <= LOW < HIGH"),
     ],
 )
 def test_a_search_that_makes_no_sense_is_refused(text, message):

@@ -477,6 +477,8 @@ def test_a_report_of_nothing_is_refused():
         ReportConfig(report_uri="x")
     with pytest.raises(ValueError, match="--predictions-uri names one place twice: a a"):
         ReportConfig(report_uri="x", predictions_uri=("a", "a"))
+    with pytest.raises(ValueError, match="--runs-uri names one place twice: a a/"):
+        ReportConfig(report_uri="x", runs_uri=("a", "a/"))
 
 
 def test_the_job_says_the_scores_and_the_place(tmp_path, pictures, monkeypatch, capsys):

@@ -14,6 +14,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from posepipe import retrying, storage
+from posepipe.retrying import StorageUnavailableError
 from posepipe.storage import (
     delete,
     exists,
@@ -430,3 +431,27 @@ def test_lists_of_fixed_size_in_files_of_older_versions_are_read_as_plain_ones(t
     assert found.schema.field("box").type == pa.list_(pa.float32())
     assert found["box"].to_pylist() == old["box"].to_pylist()
     assert storage.read_table(str(tmp_path / "old.parquet"), ["name"]).column_names == ["name"]
+
+
+def test_a_storage_that_is_gone_is_named(monkeypatch):
+    uri = f"memory://{uuid.uuid4().hex}/a"
+    filesystem, _ = storage.open_filesystem(uri)
+
+    def fail(*_, **__):
+        raise ConnectionResetError("gone")
+
+    monkeypatch.setattr(retrying, "PATIENCE", 0.0)
+    calls = {
+        "cat_file": read_bytes,
+        "pipe_file": lambda uri: write_bytes(uri, b""),
+        "exists": storage.exists,
+        "rm_file": lambda uri: storage.delete([uri]),
+        "find": lambda uri: list(storage.list_files(uri)),
+    }
+    for name, call in calls.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(filesystem, name, fail)
+            with pytest.raises(
+                StorageUnavailableError, match=rf"^{uri}: the storage failed for 0 s, last with ConnectionResetError: gone$"
+            ):
+                call(uri)
