@@ -44,6 +44,8 @@ def connect() -> None:
             start(**options)
     # The jobs count pictures themselves; Ray's lines about each operator would bury theirs.
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # It warns that the bars are off.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
 

@@ -6,10 +6,7 @@ are 0.5 unless a name says another.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from functools import reduce
-from operator import add
 from typing import Any, TypeVar
 
 import numpy as np
@@ -116,11 +113,6 @@ def count(people: People, slicing: Slicing) -> RunCounts:
         joint_confidence,
         _confidence_histogram(people.head_confidence),
     )
-
-
-def count_all(chunks: Iterable[People], slicing: Slicing) -> RunCounts:
-    """The counts of all chunks."""
-    return reduce(add, (count(people, slicing) for people in chunks))
 
 
 def _count_pose(people: People, keys: Any, groups: dict[Slice, Any]) -> PoseCounts:

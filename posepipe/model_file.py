@@ -26,6 +26,8 @@ class ModelConfig:
         mean_points: (num_points, 2) mean of the training labels in the unit frame: the floor that a model has to beat.
         samples_fingerprint: of the manifest of those samples.
         direct_loss: of the direct head.
+        mean: that pixels in [0, 1] are scaled with; None, as in files of older versions, for what timm says of the network now.
+        std: the same.
     """
 
     task: str
@@ -37,6 +39,8 @@ class ModelConfig:
     mean_points: list[list[float]]
     samples_fingerprint: str
     direct_loss: str = "mse"
+    mean: list[float] | None = None
+    std: list[float] | None = None
 
 
 def read_model_file(checkpoint_uri: str) -> tuple[bytes, ModelConfig]:

@@ -1,7 +1,7 @@
 """Backbone and regression head as one network; saved and loaded with its own config."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import safetensors.torch
@@ -21,7 +21,6 @@ class PoseModel(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.config = config
         task, name = TASKS[config.task], config.regression_head
         backbone = build_backbone(config.model, config.size, config.feature_stride, name in NEED_ALL_MAPS)
         if name in NEED_MAPS and not backbone.strides[-1]:
@@ -39,8 +38,11 @@ class PoseModel(nn.Module):
                 direct_loss=config.direct_loss,
             )
         )
-        self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
+        # Kept with the weights: what timm says of a network may change from one version to the next.
+        mean, std = config.mean or list(backbone.mean), config.std or list(backbone.std)
+        self.config = replace(config, mean=mean, std=std)
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         mean, std = cast(Tensor, self.mean), cast(Tensor, self.std)

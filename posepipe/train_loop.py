@@ -49,8 +49,9 @@ def train_loop(arguments: dict[str, Any]) -> str | None:
     else:
         # Every step has the same shapes: what is quickest for them is found out in the first.
         torch.backends.cudnn.benchmark = True
-    for name in ("", "ray.data"):  # Ray Train logs each report through the root logger.
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # Ray Train logs each report through the root logger, and Ray Data warns that its bars are off.
+    for name, level in {"": logging.WARNING, "ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}.items():
+        logging.getLogger(name).setLevel(level)
     device = ray.train.torch.get_device()
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, MODEL_FILE)

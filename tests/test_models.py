@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 
 import pytest
 import safetensors.torch
@@ -233,7 +234,22 @@ def test_a_loaded_model_gives_the_same_bits(tmp_path, changes):
 def test_a_checkpoint_is_found_by_its_file_or_its_folder(tmp_path):
     save_model(build(), str(tmp_path / MODEL_FILE))
     assert load_model(str(tmp_path))[1] == load_model(str(tmp_path / MODEL_FILE))[1] == load_model(f"file://{tmp_path}/")[1]
-    assert read_model_config(str(tmp_path)) == (CONFIG, load_model(str(tmp_path))[1])
+    assert read_model_config(str(tmp_path)) == (build().config, load_model(str(tmp_path))[1])
+
+
+def test_pixels_are_scaled_as_in_training_whatever_timm_says_later(tmp_path, monkeypatch):
+    model = build()
+    save_model(model, str(tmp_path / "new.safetensors"))
+    config = {name: value for name, value in dataclasses.asdict(model.config).items() if name not in ("mean", "std")}
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(tensors, tmp_path / "older.safetensors", metadata={"config": json.dumps(config)})
+    monkeypatch.setattr(timm.data, "resolve_data_config", lambda *_, **__: {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)})
+    (new, _), (older, _) = (load_model(str(tmp_path / f"{name}.safetensors")) for name in ("new", "older"))
+    assert torch.equal(new.mean, model.mean)
+    assert torch.equal(new.std, model.std)
+    # Files of older versions do not say it.
+    torch.testing.assert_close(older.mean.flatten(), 255 * torch.tensor([0.1, 0.2, 0.3]))
+    torch.testing.assert_close(older.std.flatten(), 255 * torch.tensor([0.4, 0.5, 0.6]))
 
 
 def test_saving_twice_writes_the_same_bytes(tmp_path):
