@@ -70,6 +70,8 @@ def load_data(config: TrainConfig) -> TrainingData:
         raise ValueError(f"the train split of {samples_uri} has no label for some points of the task {config.task!r}")
     if len(truth) < 2:
         raise ValueError(f"the train split of {samples_uri} has 1 sample; a step needs two")
+    shown = f"{manifest['framing']} framing, {size[0]} x {size[1]} px"
+    print(f"samples: {shown}, {len(truth)} people to train on, {len(val_labels['sample_id'])} to validate on", flush=True)
     mean_points = np.nanmean(truth, axis=0)
     pixels = np.broadcast_to(mean_points * size, task.truth(val_labels).shape)
     floor = task.evaluate(transform(val_labels["crop_to_image"], pixels), val_labels)

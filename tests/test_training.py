@@ -214,6 +214,13 @@ def test_a_warm_up_longer_than_the_training_is_refused_before_the_name_is_taken(
     assert not (tmp_path / "x").exists()
 
 
+def test_what_is_trained_on_is_said_first(person_samples: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = samples.read_manifest(person_samples)["rows"]
+    training_data.load_data(config(person_samples, tmp_path, "x"))
+    expected = f"samples: person framing, 64 x 64 px, {rows['train']} people to train on, {rows['val']} to validate on\n"
+    assert capsys.readouterr().out == expected
+
+
 def test_norms_that_are_not_there_cannot_be_frozen(person_samples: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--freeze-norm has no effect: convnext_atto has no BatchNorm"):
         training.train(config(person_samples, tmp_path, "x", model="convnext_atto", freeze_norm=True))
