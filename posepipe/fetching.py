@@ -50,10 +50,10 @@ def fetch(uri: str, max_bytes: int, patience: float | None = None, unreachable_a
 
     Returns:
         Its bytes, or the storage's answer (FileNotFoundError, PermissionError, …); an OSError with errno EFBIG stands for an object over
-        the limit, which was not read, one with errno EHOSTUNREACH for a web server that was given up.
+        the limit, which was not read, one with errno EHOSTUNREACH for a web server or an object that was given up.
 
     Raises:
-        StorageUnavailableError: a fault that did not pass. What the storage could not say is never returned, but for web servers.
+        StorageUnavailableError: a fault that did not pass. What the storage could not say is only returned as `unreachable_after` allows.
     """
     return _fetch(storage.open_filesystem(uri)[0], uri, max_bytes, patience, unreachable_after)
 
