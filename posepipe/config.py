@@ -352,7 +352,7 @@ class ScoreConfig:
     """Larger pictures are not decoded."""
     unreachable_after: float = 0.0
     """After so many seconds without an answer of its web server (http, https) a picture is a row `unreachable`, and one in a bucket or on a
-    disk after ten minutes if others were read there meanwhile; 0: the run ends after ten minutes, and the same command goes on."""
+    disk after ten minutes if others can be read there; 0: the run ends after ten minutes, and the same command goes on."""
     takeover_after: float = 30.0
     """Take a run over whose writer has shown no sign of life for so many seconds, or for its own --takeover-after where that is more."""
     price_per_hour: float = 0.0

@@ -1,5 +1,8 @@
 """Reads many pictures: ahead of the caller, whole or not at all, again after a fault."""
 
+import asyncio
+import concurrent.futures.thread
+import contextlib
 import errno
 import functools
 import itertools
@@ -8,7 +11,7 @@ import os
 import stat
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -25,6 +28,7 @@ AT_ONCE, AT_ONCE_ON_WEB = 32, 16
 AHEAD = 3 * AT_ONCE  # of the caller: some answers take several times as long as others
 BYTES_AHEAD = 2**25
 TOGETHER = 16  # local files: a thread for each would take longer than reading it
+OTHERS = 4  # that are asked for once before an object is given up
 UNKNOWN_BYTES = 2**22  # of each of the first objects, where no listing says how large they are
 
 SILENCE = 30.0  # seconds in which a web server sends nothing before it is asked again
@@ -46,7 +50,7 @@ def fetch(uri: str, max_bytes: int, patience: float | None = None, unreachable_a
         max_bytes: of it.
         patience: seconds that a fault may last; None for `retrying.PATIENCE`.
         unreachable_after: seconds that a fault of a web server may last, which then is the answer; 0 for `patience`. Where it is given, a
-            fault of another store that has lasted for `patience` is the answer, too, if the store has answered for others meanwhile.
+            fault of another store that has lasted for `patience` is the answer, too, if the store has handed others out meanwhile.
 
     Returns:
         Its bytes, or the storage's answer (FileNotFoundError, PermissionError, …); an OSError with errno EFBIG stands for an object over
@@ -64,9 +68,14 @@ def _fetch(
     max_bytes: int,
     patience: float | None,
     unreachable_after: float,
+    others: Sequence[str] = (),
     wait_for_room: Callable[[int], None] = lambda size: None,
 ) -> Fetched:
-    """`fetch`; where a size is heard of before the bytes, `wait_for_room` may hold them back."""
+    """`fetch`; where a size is heard of before the bytes, `wait_for_room` may hold them back.
+
+    If no other object was read meanwhile, because this one is the last of its shard or the next ones wait for its thread, `others` of the
+    same filesystem tell whether the store is well.
+    """
     path = filesystem._strip_protocol(uri)
     started = time.monotonic()
     try:
@@ -81,10 +90,11 @@ def _fetch(
     except OSError as error:
         return error
     except StorageUnavailableError as error:
-        has_waited = time.monotonic() - started >= (retrying.PATIENCE if patience is None else patience)
+        # What is not passing are credentials, for which a store that answers others says nothing.
+        has_lasted = isinstance(error.__cause__, Exception) and retrying.is_passing(error.__cause__)
         # A damaged object of a store that is well would otherwise end each run that comes to it.
-        is_alone = _answered.get(_host(uri), -math.inf) > started
-        if unreachable_after and has_waited and is_alone:
+        is_alone = has_lasted and (_answered.get(_host(uri), -math.inf) > started or _is_any_read(filesystem, others, max_bytes))
+        if unreachable_after and is_alone:
             return OSError(errno.EHOSTUNREACH, str(error))
         hint = "; scoring can go on without such pictures, see --unreachable-after" if is_alone or _is_web(uri) else ""
         raise StorageUnavailableError(f"{path}: {error}{hint}") from error
@@ -92,15 +102,29 @@ def _fetch(
     return data
 
 
+def _is_any_read(filesystem: AbstractFileSystem, uris: Sequence[str], max_bytes: int) -> bool:
+    """Whether the storage hands one of these out at once."""
+    for uri in uris:
+        with contextlib.suppress(StorageUnavailableError):
+            if isinstance(_fetch(filesystem, uri, max_bytes, 0, 0), bytes):
+                return True
+    return False
+
+
 def _read(filesystem: AbstractFileSystem, path: str, max_bytes: int, patience: float | None) -> bytes:
     if "\0" in path:
         raise OSError(errno.EINVAL, "a name cannot hold a zero byte")
     if isinstance(filesystem, LocalFileSystem):
         return retry(lambda: _read_local(path, max_bytes), patience)
-    # FTP and its like have one connection, on which two threads would get each other's answers.
-    with vars(filesystem).setdefault("_posepipe_turn", threading.Lock()):
-        _check_size(retry(lambda: filesystem.size(path), patience), max_bytes)
-        return retry(lambda: filesystem.cat_file(path), patience)
+    # FTP and its like have one connection, on which two threads would get each other's answers. Between two attempts it is free.
+    turn = vars(filesystem).setdefault("_posepipe_turn", threading.Lock())
+
+    def ask(call: Callable[[str], Any]) -> Any:
+        with turn:
+            return call(path)
+
+    _check_size(retry(lambda: ask(filesystem.size), patience), max_bytes)
+    return retry(lambda: ask(filesystem.cat_file), patience)
 
 
 def _read_local(path: str, max_bytes: int) -> bytes:
@@ -147,7 +171,7 @@ async def _sends_on(filesystem: Any, url: str, silence: float) -> bool:
         session = await filesystem.set_session()
         async with session.get(filesystem.encode_url(url), **options) as answer:
             return answer.status in range(300, 400)
-    except (OSError, ValueError, TimeoutError, aiohttp.ClientError):
+    except (OSError, ValueError, asyncio.TimeoutError, aiohttp.ClientError):  # the third is no OSError in Python 3.10
         return False
 
 
@@ -226,13 +250,16 @@ class _Room:
         with self._changed:
             self._taken.pop(number, None)  # of an attempt that failed
             self._waiting.add(number)
-            self._changed.wait_for(lambda: number <= self._next or (number == min(self._waiting) and self._holds(size)))
+            while not self._changed.wait_for(lambda: self._may_go_on(number, size), timeout=1):
+                # Where an error ends the program its trace keeps the caller, who never says that nothing more is wanted.
+                if concurrent.futures.thread._shutdown:
+                    break
             self._waiting.remove(number)
             self._taken[number] = size
             self._changed.notify_all()
 
-    def _holds(self, size: int) -> bool:
-        return sum(self._taken.values()) + size <= BYTES_AHEAD
+    def _may_go_on(self, number: int, size: int) -> bool:
+        return number <= self._next or (number == min(self._waiting) and sum(self._taken.values()) + size <= BYTES_AHEAD)
 
     def give_back(self, number: float) -> None:
         """What the caller has got up to this read."""
@@ -259,9 +286,18 @@ def read_ahead(
     found_sizes: deque[int] = deque(maxlen=AHEAD)
     pending: deque[tuple[list[str], int, Future[list[Fetched]]]] = deque()
     numbers, taken, room = itertools.count(), itertools.count(), _Room()
+    first_ones: dict[str, list[str]] = defaultdict(list)
+    for uri in uris:
+        if len(first_ones[_place(uri)]) < OTHERS:
+            first_ones[_place(uri)].append(uri)
 
     def read(filesystem: AbstractFileSystem, part: list[str], number: int) -> list[Fetched]:
-        return [_fetch(filesystem, uri, max_bytes, None, unreachable_after, functools.partial(room.wait, number)) for uri in part]
+        others = first_ones[_place(part[0])]
+        wait_for_room = functools.partial(room.wait, number)
+        return [
+            _fetch(filesystem, uri, max_bytes, None, unreachable_after, [other for other in others if other != uri], wait_for_room)
+            for uri in part
+        ]
 
     def take() -> Iterator[tuple[str, Fetched]]:
         part, _, reading = pending.popleft()

@@ -4,12 +4,16 @@ import errno
 import http.server
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.parse
 import uuid
+from pathlib import Path
 
 import boto3
+import botocore.exceptions
 import pytest
 
 from posepipe import fetching, retrying, storage
@@ -19,6 +23,7 @@ from posepipe.storage import join_uri, write_bytes
 
 BUCKET = "fetching-test"
 LIMIT = 1000
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -343,6 +348,20 @@ def test_objects_of_several_places_are_read_in_one_go(tmp_path):
     assert read(uris) == [uri.encode() for uri in uris]
 
 
+def test_a_program_that_an_error_ends_waits_for_nobody_who_has_no_room():
+    program = """
+from posepipe import fetching
+
+fetching.BYTES_AHEAD, fetching.UNKNOWN_BYTES = 100, 1
+fetching._fetch = lambda *arguments: arguments[-1](90) or b""
+rows = fetching.read_ahead([f"memory://host/{name}" for name in "abcdef"], 100)
+next(rows)
+raise RuntimeError("the caller failed")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, "the caller failed" in ended.stderr) == (1, True)
+
+
 def test_a_store_of_one_connection_is_asked_by_one_thread_at_a_time(monkeypatch):
     folder = f"memory://{uuid.uuid4().hex}"
     uris = [join_uri(folder, str(number)) for number in range(20)]
@@ -522,22 +541,76 @@ def test_a_bucket_is_never_given_up(s3_endpoint, monkeypatch, quick):
         fetch("s3://bucket/key", LIMIT, unreachable_after=0.01)
 
 
-def test_a_damaged_file_may_be_given_up_where_others_are_read_meanwhile(tmp_path, monkeypatch, quick):
+@pytest.fixture
+def damaged(tmp_path):
+    """A file of which the system says EIO, as of a disk's bad block."""
+    os.symlink("/proc/self/mem", tmp_path / "damaged.jpg")
+    return str(tmp_path / "damaged.jpg")
+
+
+def test_a_damaged_file_may_be_given_up_where_others_are_read_meanwhile(tmp_path, damaged, monkeypatch, quick):
     monkeypatch.setattr(retrying, "PATIENCE", 0.3)
-    damaged, good = str(tmp_path / "damaged.jpg"), str(tmp_path / "good.jpg")
+    monkeypatch.setattr(fetching, "_answered", {})
+    good = str(tmp_path / "good.jpg")
     write_bytes(good, b"good")
-    os.symlink("/proc/self/mem", damaged)  # EIO, as of a disk's bad block
-    for is_first in (True, False):
-        monkeypatch.setattr(fetching, "_answered", {})
-        reading = threading.Thread(target=lambda: [time.sleep(0.1), fetch(good, LIMIT)])
-        if is_first:
-            reading.start()
-            error = fetch(damaged, LIMIT, unreachable_after=0.1)
-            assert (error.errno, "Input/output error" in error.strerror) == (errno.EHOSTUNREACH, True)
-            reading.join()
-        else:
-            with pytest.raises(StorageUnavailableError, match="Input/output error"):
-                fetch(damaged, LIMIT, unreachable_after=0.1)
+    with pytest.raises(StorageUnavailableError, match="Input/output error"):
+        fetch(damaged, LIMIT, unreachable_after=0.1)
+    is_over = threading.Event()
+    reading = threading.Thread(target=lambda: [fetch(good, LIMIT) for _ in iter(lambda: is_over.wait(0.01), True)])
+    reading.start()
+    error = fetch(damaged, LIMIT, unreachable_after=0.1)
+    is_over.set()
+    reading.join()
+    assert (error.errno, "Input/output error" in error.strerror) == (errno.EHOSTUNREACH, True)
+
+
+@pytest.mark.parametrize("place", [0, 3, 39])
+def test_a_damaged_file_of_a_shard_may_be_given_up_wherever_it_stands(tmp_path, damaged, monkeypatch, quick, place):
+    monkeypatch.setattr(retrying, "PATIENCE", 0.1)
+    monkeypatch.setattr(fetching, "_answered", {})
+    uris = [str(tmp_path / f"{number}.jpg") for number in range(40)]
+    for uri in uris:
+        write_bytes(uri, b"good")
+    uris[place] = damaged
+    found = read(uris, unreachable_after=0.1)
+    assert found[place].errno == errno.EHOSTUNREACH
+    assert found[:place] + found[place + 1 :] == [b"good"] * 39
+    for uri in uris:
+        os.unlink(uri)
+        os.symlink("/proc/self/mem", uri)
+    with pytest.raises(StorageUnavailableError, match="Input/output error"):
+        read(uris, unreachable_after=0.1)
+
+
+def test_a_damaged_file_on_a_store_of_one_connection_may_be_given_up(monkeypatch, quick):
+    monkeypatch.setattr(retrying, "PATIENCE", 0.1)
+    folder = f"memory://{uuid.uuid4().hex}"
+    uris = [join_uri(folder, str(number)) for number in range(3)]
+    for uri in uris:
+        write_bytes(uri, b"good")
+    filesystem, path = storage.open_filesystem(uris[0])
+    read_one = filesystem.cat_file
+
+    def cat_file(wanted):
+        if wanted == path:
+            raise OSError(errno.EIO, "Input/output error")
+        return read_one(wanted)
+
+    monkeypatch.setattr(filesystem, "cat_file", cat_file)
+    error, *others = read(uris, unreachable_after=0.1)
+    assert (error.errno, others) == (errno.EHOSTUNREACH, [b"good"] * 2)
+
+
+def test_credentials_that_a_store_does_not_take_give_no_object_up(tmp_path, monkeypatch, quick):
+    def refuse(*_):
+        time.sleep(0.02)
+        fetching._has_answered("")
+        raise botocore.exceptions.NoCredentialsError
+
+    monkeypatch.setattr(retrying, "PATIENCE", 0.01)
+    monkeypatch.setattr(fetching, "_read_local", refuse)
+    with pytest.raises(StorageUnavailableError, match=r"cannot be asked: Unable to locate credentials$"):
+        fetch(str(tmp_path / "a"), LIMIT, unreachable_after=0.1)
 
 
 def test_a_fault_that_does_not_pass_ends_the_reading(monkeypatch):
