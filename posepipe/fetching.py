@@ -33,6 +33,7 @@ UNKNOWN_BYTES = 2**22  # of each of the first objects, where no listing says how
 
 SILENCE = 30.0  # seconds in which a web server sends nothing before it is asked again
 LONGEST = 300.0  # seconds that it may take for one object
+REDIRECT = 5.0  # seconds that it may take to say that it sends on
 
 
 Fetched = bytes | OSError
@@ -150,7 +151,7 @@ async def _read_web(filesystem: Any, url: str, max_bytes: int, unreachable_after
     except StorageUnavailableError as error:
         # A server that says "500" of this picture, has answered for others meanwhile or sends on to a silent one is asked for its next one.
         has_answered = http_status(error.__cause__) or _answered.get(host, -math.inf) >= started
-        if not has_answered and not await _sends_on(filesystem, url, silence):
+        if not has_answered and not await _sends_on(filesystem, url, min(REDIRECT, silence)):
             _silent[host] = time.monotonic()
         raise OSError(errno.EHOSTUNREACH, str(error)) from error
     _has_answered(host)
@@ -162,11 +163,11 @@ def _has_answered(host: str) -> None:
     _silent.pop(host, None)
 
 
-async def _sends_on(filesystem: Any, url: str, silence: float) -> bool:
-    """Whether the server answers with a redirect."""
+async def _sends_on(filesystem: Any, url: str, seconds: float) -> bool:
+    """Whether the server answers with a redirect, within so many seconds."""
     import aiohttp
 
-    options = {**filesystem.kwargs, "timeout": aiohttp.ClientTimeout(silence), "allow_redirects": False}
+    options = {**filesystem.kwargs, "timeout": aiohttp.ClientTimeout(seconds), "allow_redirects": False}
     try:
         session = await filesystem.set_session()
         async with session.get(filesystem.encode_url(url), **options) as answer:

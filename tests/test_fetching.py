@@ -528,6 +528,15 @@ def test_a_web_server_that_sends_on_to_one_that_is_gone_is_asked_for_the_next_on
     assert fetch(f"{http_server}/a", LIMIT, unreachable_after=0.2) == b"good"
 
 
+def test_a_silent_web_server_is_given_up_after_the_seconds_that_were_given(monkeypatch, quick):
+    monkeypatch.setattr(fetching, "REDIRECT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        started = time.monotonic()
+        error = fetch(f"http://127.0.0.1:{silent.getsockname()[1]}/a", LIMIT, unreachable_after=2)
+    assert error.errno == errno.EHOSTUNREACH
+    assert time.monotonic() - started < 3.5
+
+
 @pytest.mark.parametrize("unreachable_after", [0, 0.2])
 def test_a_redirect_to_what_is_no_web_page_is_an_error_of_its_picture(http_server, quick, unreachable_after):
     error, found = read([f"{http_server}/a?to=mailto:me@example.org", f"{http_server}/a"], unreachable_after=unreachable_after)
