@@ -370,6 +370,8 @@ class ScoreConfig:
         _check_choices(self)
         for status in self.redo:
             check_choice("status", status, get_args(BadStatus))
+        if self.redo and self.overwrite:
+            raise ValueError("--redo and --overwrite exclude each other: who begins anew scores all shards again")
         _check_at_least(self, batch_size=0, shard_size=1, num_actors=0, cpus_per_actor=0, num_overlays=0, limit=0)
         _check_at_least(self, max_bytes=1, max_pixels=1, unreachable_after=0, takeover_after=1, price_per_hour=0)
         if self.max_pixels > MAX_PIXELS:

@@ -94,8 +94,8 @@ def _list_prefix(images_uri: str, without: str, most: int = 0) -> pa.Table:
         require_apart(images_uri, without)
     results = storage.spell_below(without, images_uri) if without else None
     listed = storage.list_sizes(images_uri)
-    # Directory buckets of S3 have names that end so, and no order.
-    if most and storage.is_s3(images_uri) and not images_uri.split("/")[2].endswith("--x-s3"):
+    # Directory buckets of S3 and their access points have names that end so, and no order.
+    if most and storage.is_s3(images_uri) and not any(name.endswith(("--x-s3", "--xa-s3")) for name in images_uri.split("/")[2:4]):
         listed = itertools.islice((item for item in listed if not (results and item[0].startswith(results))), most)
     parts = []
     for chunk in _chunks(listed):

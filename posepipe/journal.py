@@ -3,6 +3,7 @@
     writers/000001.json    of `posepipe.writers`
     inputs/part-00000-0123456789ab.parquet    named after its bytes
     _RUN.json              what the run is of; written when its plan is complete
+    _REDO.json             the statuses whose shards are being done again, while they are
     parts/part-000000-0123456789ab.parquet    named after its bytes
     done/0123456789ab/000000.json    a part counts from here on; never replaced; the folder is named after what the run is of
     _MANIFEST.json         the parts that count
@@ -15,6 +16,7 @@ Whatever else lies in these folders belongs to others: only files that are named
 """
 
 import re
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,6 +26,7 @@ from posepipe import storage
 from posepipe.writers import LostRunError, Writer
 
 RUN_FILE = "_RUN.json"
+_REDO_FILE = "_REDO.json"
 _OWN_NAMES = {
     "done": r"[0-9a-f]{12}/\d{6,}\.json",
     "parts": r"part-\d{6,}-[0-9a-f]{12}\.parquet",
@@ -108,16 +111,29 @@ def _record_uri(done_uri: str, shard: int) -> str:
     return storage.join_uri(done_uri, f"{shard:06d}.json")
 
 
-def reopen(run_uri: str, done_uri: str, shards: list[int], writer: Writer, *others: str) -> None:
-    """Takes the records of shards that are to be done again, after what says that the run is complete. `others`: as in `clear`.
+def reopen(
+    run_uri: str, done_uri: str, done: dict[int, dict[str, Any]], statuses: Collection[str], writer: Writer, *others: str
+) -> dict[int, dict[str, Any]]:
+    """Takes the records of shards with rows of such statuses, after what says that the run is complete. `others`: as in `clear`.
+
+    What has been done since this was called with the same statuses, by a run that did not come to its end, is not taken again.
+
+    Returns:
+        The records that stay.
 
     Raises:
         LostRunError: another writer has taken over.
     """
+    redo_uri = storage.join_uri(run_uri, _REDO_FILE)
+    again = [shard for shard, record in done.items() if record["statuses"].keys() & set(statuses)]
+    if not again or (storage.exists(redo_uri) and set(statuses) <= set(storage.read_json(redo_uri))):
+        return done
     writer.check(is_fresh=True)
     for name in (storage.SUCCESS, storage.MANIFEST, *others):
         storage.delete([storage.join_uri(run_uri, name)])
-    forget_done(done_uri, shards)
+    forget_done(done_uri, again)
+    storage.write_json(redo_uri, sorted(statuses))
+    return {shard: record for shard, record in done.items() if shard not in again}
 
 
 def finish(run_uri: str, manifest: dict[str, Any], writer: Writer) -> None:
@@ -134,6 +150,7 @@ def finish(run_uri: str, manifest: dict[str, Any], writer: Writer) -> None:
         raise LostRunError(f"{len(lost)} parts of {run_uri} are gone, the first is {lost[0]}; the same command makes them again")
     storage.delete(uri for name, uri in parts.items() if name not in counted)
     writer.check(is_fresh=True)
+    storage.delete([storage.join_uri(run_uri, _REDO_FILE)])
     storage.write_json(storage.join_uri(run_uri, storage.MANIFEST), manifest)
     storage.write_bytes(storage.join_uri(run_uri, storage.SUCCESS), b"")
 
@@ -152,7 +169,7 @@ def clear(run_uri: str, writer: Writer, *others: str) -> None:
     """
     # Where no run was begun, what is named like these others is none of its files.
     others = others if storage.exists(storage.join_uri(run_uri, RUN_FILE)) else ()
-    for name in (storage.SUCCESS, storage.MANIFEST, *others, RUN_FILE):
+    for name in (storage.SUCCESS, storage.MANIFEST, *others, _REDO_FILE, RUN_FILE):
         storage.delete([storage.join_uri(run_uri, name)])
     for folder in _OWN_NAMES:
         writer.check(is_fresh=True)

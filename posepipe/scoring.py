@@ -69,9 +69,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
             plan = planning.store_plan(config, plan, run_uri)
         done_uri = journal.done_folder(run_uri, plan.identity)
         done = _valid_done(run_uri, done_uri)
-        if again := [shard for shard, record in done.items() if record["statuses"].keys() & set(config.redo)]:
-            journal.reopen(run_uri, done_uri, again, writer, OVERLAYS_FILE, SUMMARY_FILE)
-            done = {shard: record for shard, record in done.items() if shard not in again}
+        done = journal.reopen(run_uri, done_uri, done, config.redo, writer, OVERLAYS_FILE, SUMMARY_FILE)
         session = _run_shards(config, plan, run_uri, done_uri, done, writer)
         if sorted(done) != list(range(len(plan.counts))) or sum(record["rows"] for record in done.values()) != plan.num_inputs:
             raise RuntimeError(f"{len(done)} of {len(plan.counts)} shards are done, or their rows are not the {plan.num_inputs} inputs")

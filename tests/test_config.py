@@ -96,6 +96,7 @@ def test_person_crops_have_a_margin_of_a_fifth_and_whole_pictures_none(values, m
         (TrainConfig, TRAIN | {"num_workers": "2:"}, "--num-workers must be a number of at least 1, or MIN:MAX, got '2:'"),
         (TrainConfig, TRAIN | {"num_workers": "1:9", "batch_size": 8}, "--batch-size must be at least 9, got 8"),
         (TrainConfig, TRAIN | {"checkpoint_every": -1}, "--checkpoint-every must be at least 0, got -1"),
+        (ScoreConfig, SCORE | {"redo": ("missing",), "overwrite": True}, "--redo and --overwrite exclude each other"),
         (ScoreConfig, SCORE | {"redo": ("broken",)}, "unknown status 'broken'; choices: missing, forbidden"),
         (TrainConfig, TRAIN | {"on_nonfinite": "ignore"}, "unknown on nonfinite 'ignore'; choices: stop, skip"),
         (TrainConfig, TRAIN | {"max_preemption_failures": -2}, "--max-preemption-failures must be at least -1, got -2"),

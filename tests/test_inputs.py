@@ -124,6 +124,13 @@ def test_a_limit_takes_the_first_ones(tmp_path):
     assert names_of(read_inputs(str(tmp_path), limit=30)) == ["a", "b", "c", "d"]
 
 
+@pytest.mark.parametrize("bucket", ["photos--usw2-az1--x-s3", "arn:aws:s3express:us-west-2:1:accesspoint/photos--usw2-az1--xa-s3"])
+def test_a_limit_takes_the_first_ones_of_a_bucket_without_order(monkeypatch, bucket):
+    monkeypatch.setattr(storage, "list_sizes", lambda uri: ((f"{uri}/{name}.jpg", 1) for name in "cab"))
+    uri = f"s3://{bucket}"
+    assert read_inputs(uri, limit=2)["uri"].to_pylist() == [f"{uri}/a.jpg", f"{uri}/b.jpg"]
+
+
 def test_a_limit_ends_the_listing_of_a_bucket(monkeypatch):
     def list_sizes(uri):
         yield from ((f"s3://bucket/photos/{name}", 1) for name in ("a.jpg", "b.jpg", "out/parts/x", "z.jpg"))

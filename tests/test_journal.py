@@ -167,7 +167,7 @@ def test_a_finished_run_has_the_parts_that_count_and_what_is_not_its_own(run_uri
     order.clear()
     manifest = {"files": [{"file": kept}], "num_inputs": 1}
     finish(run_uri, manifest, ALONE)
-    assert order == [f"-{orphan}", "+_MANIFEST.json", "+_SUCCESS"]
+    assert order == [f"-{orphan}", "-_REDO.json", "+_MANIFEST.json", "+_SUCCESS"]
     found = [uri.rpartition("/run/")[2] for uri in storage.list_files(run_uri)]
     assert found == sorted(["_MANIFEST.json", "_SUCCESS", kept, *others])
     assert storage.read_json(storage.join_uri(run_uri, storage.MANIFEST)) == manifest
@@ -290,9 +290,9 @@ def test_a_run_that_is_cleared_stops_being_complete_first_and_leaves_what_is_not
         storage.write_bytes(storage.join_uri(run_uri, name), b"")
     order.clear()
     clear(run_uri, ALONE)
-    assert order[:3] == ["-_SUCCESS", "-_MANIFEST.json", "-_RUN.json"]
+    assert order[:4] == ["-_SUCCESS", "-_MANIFEST.json", "-_REDO.json", "-_RUN.json"]
     # Without its record a part is an orphan; a record without its part would count.
-    assert [name.partition("/")[0] for name in order[3:]] == ["-done", "-parts", "-inputs"]
+    assert [name.partition("/")[0] for name in order[4:]] == ["-done", "-parts", "-inputs"]
     assert [uri.rpartition("/run/")[2] for uri in storage.list_files(run_uri)] == sorted(others)
 
 

@@ -436,3 +436,32 @@ def test_a_run_of_which_shards_are_to_be_done_again_is_no_complete_one_meanwhile
     with pytest.raises(ValueError, match="no complete predictions at"):
         predictions.read_predictions(str(tmp_path / "out"))
     assert scoring.score(config)["statuses"] == {"missing": 1}
+
+
+def test_what_was_done_again_before_an_interruption_is_not_done_once_more(
+    ray_session: None, image_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"{tmp_path / name}\n" for name in ("a.jpg", "b.jpg")))
+    out = str(tmp_path / "out")
+    config = ScoreConfig(
+        checkpoint_uri=(image_checkpoint,), images_uri=str(tmp_path / "list.txt"), predictions_uri=out, shard_size=1, redo=("missing",)
+    )
+    scoring.score(dataclasses.replace(config, redo=()))
+    pipeline = scoring._pipeline
+
+    def die(*arguments: Any) -> Any:
+        # One shard is done, still without its picture; then comes Ctrl-C.
+        list(pipeline(*arguments[:-1], [0]).iter_rows())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scoring, "_pipeline", die)
+        with pytest.raises(KeyboardInterrupt):
+            scoring.score(config)
+    (tmp_path / "b.jpg").write_bytes(jpeg())
+    capsys.readouterr()
+    assert scoring.score(config)["statuses"] == {"missing": 1, "ok": 1}
+    assert "going on: 1 of 2 shards are done, 1 are left" in capsys.readouterr().out
+    # The run has come to its end: the next time it is another one.
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    assert scoring.score(config)["statuses"] == {"ok": 2}
