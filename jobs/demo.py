@@ -6,9 +6,9 @@ from posepipe.config import DemoConfig
 
 def main() -> None:
     settings = cli.parse(DemoConfig)
-    from posepipe import cluster, demo
-
     with cli.user_errors():
+        from posepipe import cluster, demo
+
         cluster.connect()
         print(demo.describe(demo.run(settings)))
 

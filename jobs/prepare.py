@@ -8,9 +8,9 @@ from posepipe.config import PrepareConfig
 
 def main() -> None:
     settings = cli.parse(PrepareConfig)
-    from posepipe import cluster, preparing
-
     with cli.user_errors():
+        from posepipe import cluster, preparing
+
         if settings.dry_run:
             print(json.dumps(preparing.inventory(settings), indent=1))
             return

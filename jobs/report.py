@@ -6,9 +6,9 @@ from posepipe.config import ReportConfig
 
 def main() -> None:
     settings = cli.parse(ReportConfig)
-    from posepipe import report
-
     with cli.user_errors():
+        from posepipe import report
+
         print(report.describe(report.build(settings)))
 
 

@@ -6,9 +6,9 @@ from posepipe.config import ScoreConfig
 
 def main() -> None:
     settings = cli.parse(ScoreConfig)
-    from posepipe import cluster, scoring
-
     with cli.user_errors():
+        from posepipe import cluster, scoring
+
         cluster.connect()
         print(scoring.run(settings))
 

@@ -6,9 +6,9 @@ from posepipe.config import StudyConfig
 
 def main() -> None:
     settings = cli.parse(StudyConfig)
-    from posepipe import cluster, study
-
     with cli.user_errors():
+        from posepipe import cluster, study
+
         cluster.connect()
         print(study.describe(study.run(settings)))
 

@@ -6,9 +6,9 @@ from posepipe.config import TrainConfig
 
 def main() -> None:
     settings = cli.parse(TrainConfig)
-    from posepipe import cluster, training
-
     with cli.user_errors():
+        from posepipe import cluster, training
+
         cluster.connect()
         print(training.describe(training.train(settings)))
 

@@ -6,9 +6,9 @@ from posepipe.config import TuneConfig
 
 def main() -> None:
     settings = cli.parse(TuneConfig)
-    from posepipe import cluster, tuning
-
     with cli.user_errors():
+        from posepipe import cluster, tuning
+
         cluster.connect()
         print(tuning.describe(tuning.tune(settings)))
 

@@ -173,10 +173,15 @@ def _parse_manifest(manifest_uri: str, data: bytes) -> pa.Table:
         file = pq.ParquetFile(pa.BufferReader(data))
         return file.read(columns=[name for name in file.schema_arrow.names if name in ("uri", *_CENTER, *_BOX)])
     if manifest_uri.lower().endswith(".csv"):
-        options = pyarrow.csv.ConvertOptions(column_types={"uri": _URI}, strings_can_be_null=True)
-        table = pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
         # `uri, x1, y1, x2, y2`, as people write it, would be a list without people.
-        return table.rename_columns([name.strip() for name in table.column_names])
+        spelled = {name.strip(): name for name in pyarrow.csv.open_csv(io.BytesIO(data)).schema.names}
+        uri = spelled.get("uri", "uri")
+        options = pyarrow.csv.ConvertOptions(column_types={uri: _URI}, strings_can_be_null=True)
+        table = pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
+        table = table.rename_columns([name.strip() for name in table.column_names])
+        if uri == "uri":
+            return table
+        return table.set_column(table.column_names.index("uri"), "uri", pc.utf8_trim_whitespace(table["uri"]))
     lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
     return pa.table({"uri": pa.array([line for line in lines if line], _URI)})
 

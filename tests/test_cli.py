@@ -115,6 +115,29 @@ def test_user_errors_lets_other_errors_through():
         raise task_error
 
 
+@pytest.mark.parametrize(
+    ("job", "flags"),
+    [("prepare", ["--mpii-uri", "m", "--samples-uri", "s"]), ("train", ["--samples-uri", "s", "--runs-uri", "r", "--name", "n"])],
+)
+def test_a_job_that_is_interrupted_before_it_has_begun_says_so(job, flags):
+    """What it needs takes seconds to import."""
+    program = f"""
+import sys
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "posepipe.cluster":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv[1:] = {flags}
+import jobs.{job}
+jobs.{job}.main()
+"""
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (said.returncode, said.stderr) == (130, "interrupted; the same command goes on\n")
+
+
 def test_a_job_names_itself_as_it_is_started():
     """And not by the path of its file, which nobody can run."""
     said = subprocess.run([sys.executable, "-m", "jobs.prepare"], cwd=ROOT, capture_output=True, text=True, timeout=60)

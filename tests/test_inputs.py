@@ -228,6 +228,13 @@ def test_spaces_after_the_commas_hide_no_people(manifest):
     assert (row["person_from"], row["center_x"]) == ("box", 60)
 
 
+def test_spaces_around_the_commas_are_no_part_of_a_uri(manifest):
+    assert manifest("id, uri , note\n1, s3://b/a.jpg , 10\n2, s3://b/b.jpg, 10\n")["uri"].to_pylist() == ["s3://b/a.jpg", "s3://b/b.jpg"]
+    # A name that looks like a number is a name.
+    [uri] = manifest("id, uri\n1, 0012\n")["uri"].to_pylist()
+    assert uri.endswith("/0012")
+
+
 def test_a_byte_order_mark_is_no_part_of_a_uri(manifest):
     assert manifest("\ufeffs3://b/1.jpg\ns3://b/2.jpg", "txt")["uri"].to_pylist() == ["s3://b/1.jpg", "s3://b/2.jpg"]
 
