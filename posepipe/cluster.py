@@ -51,7 +51,8 @@ def connect() -> None:
 
 
 def start(**options: Any) -> None:
-    """Starts Ray on this machine, with these options of `ray.init`; what the environment says of its own stays.
+    """Starts Ray on this machine, with these options of `ray.init`; what the environment says of its own stays,
+    but for its address and port.
 
     Its processes are told its address. Ray Train's cleaner of placement groups looks for one, and where several Rays run on a machine it
     would ask another one, or end with a trace, and clean nothing.
