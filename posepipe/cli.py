@@ -74,7 +74,7 @@ def user_errors() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt as error:
-        print(str(error) or "interrupted; the same command goes on", file=sys.stderr)
+        print(str(error) or "interrupted", file=sys.stderr)
         raise SystemExit(130) from error
 
 

@@ -79,7 +79,7 @@ def train(config: TrainConfig, callbacks: Sequence[UserCallback] = ()) -> dict[s
     num_steps = _num_steps(config, data)
     require_schedule(config, num_steps)
     if (reached := reached_decay(config.ema_decay, num_steps)) < config.ema_decay:
-        print(f"--ema-decay {config.ema_decay:g}: in {num_steps} steps the decay of the average only rises to {reached:.4g}", flush=True)
+        print(f"--ema-decay {config.ema_decay:g}: in {num_steps} steps the decay of the average only rises to {reached:.6g}", flush=True)
     # Built here first: a wrong name or weights file is found before the folder is taken and workers start.
     model = build_initial_model(config, data)
     with Writer(_find_folder(config), interrupt=True) as writer:

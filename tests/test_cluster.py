@@ -32,7 +32,7 @@ def wait_for_states(expected: Counter[str]) -> bool:
 def test_processes_of_a_ray_that_a_job_starts_find_it_among_others(ray_session: None) -> None:
     found = ray.get(ray.remote(services.canonicalize_bootstrap_address_or_die).remote(None))
     assert found == ray.get_runtime_context().gcs_address
-    assert "RAY_ADDRESS" not in os.environ
+    assert os.environ.get("RAY_ADDRESS") != found, "what this process starts is told no address"
 
 
 def test_nodes_are_asked_for_and_no_place_on_them_is_taken(ray_session: None) -> None:
