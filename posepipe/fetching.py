@@ -1,6 +1,5 @@
 """Reads many pictures: ahead of the caller, whole or not at all, again after a fault."""
 
-import asyncio
 import concurrent.futures.thread
 import contextlib
 import errno
@@ -20,8 +19,8 @@ from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.implementations.local import LocalFileSystem
 
-from posepipe import retrying, s3_reads, storage
-from posepipe.retrying import StorageUnavailableError, TruncatedBodyError, http_status, retry, retry_async
+from posepipe import retrying, s3_reads, storage, web_reads
+from posepipe.retrying import StorageUnavailableError, TruncatedBodyError, retry, retry_async
 
 AT_ONCE, AT_ONCE_ON_WEB = 32, 16
 """Objects that `read_ahead` asks for at a time."""
@@ -31,16 +30,9 @@ TOGETHER = 16  # local files: a thread for each would take longer than reading i
 OTHERS = 4  # that are asked for once before an object is given up
 UNKNOWN_BYTES = 2**22  # of each of the first objects, where no listing says how large they are
 
-SILENCE = 30.0  # seconds in which a web server sends nothing before it is asked again
-LONGEST = 300.0  # seconds that it may take for one object
-REDIRECT = 5.0  # seconds that it may take to say that it sends on
-
-
 Fetched = bytes | OSError
-_silent: dict[str, float] = {}
-"""Web servers that this process has given up, and when (`time.monotonic`)."""
 _answered: dict[str, float] = {}
-"""Web servers, buckets and other stores, and when they last answered."""
+"""Buckets and other stores, and when they last answered (`time.monotonic`)."""
 
 
 def fetch(uri: str, max_bytes: int, patience: float | None = None, unreachable_after: float = 0) -> Fetched:
@@ -78,6 +70,7 @@ def _fetch(
     same filesystem tell whether the store is well.
     """
     path = filesystem._strip_protocol(uri)
+    check = functools.partial(_check_size, max_bytes=max_bytes)
     started = time.monotonic()
     try:
         if not isinstance(filesystem, AsyncFileSystem):
@@ -85,21 +78,23 @@ def _fetch(
         elif storage.is_s3(uri):
             data = _read_s3(filesystem, uri, max_bytes, patience, wait_for_room)
         elif _is_web(uri) and unreachable_after:
-            return sync(filesystem.loop, _read_web, filesystem, path, max_bytes, unreachable_after)
+            return sync(filesystem.loop, web_reads.read, filesystem, path, check, unreachable_after)
+        elif _is_web(uri):
+            data = sync(filesystem.loop, retry_async, lambda: web_reads.get(filesystem, path, check), patience)
         else:
-            data = sync(filesystem.loop, retry_async, lambda: (_get_web if _is_web(uri) else _cat)(filesystem, path, max_bytes), patience)
+            data = sync(filesystem.loop, retry_async, lambda: _cat(filesystem, path, max_bytes), patience)
     except OSError as error:
         return error
     except StorageUnavailableError as error:
         # What is not passing are credentials, for which a store that answers others says nothing.
         has_lasted = isinstance(error.__cause__, Exception) and retrying.is_passing(error.__cause__)
         # A damaged object of a store that is well would otherwise end each run that comes to it.
-        is_alone = has_lasted and (_answered.get(_host(uri), -math.inf) > started or _is_any_read(filesystem, others, max_bytes))
+        is_alone = has_lasted and (_answered.get(storage.host(uri), -math.inf) > started or _is_any_read(filesystem, others, max_bytes))
         if unreachable_after and is_alone:
             return OSError(errno.EHOSTUNREACH, str(error))
         hint = "; scoring can go on without such pictures, see --unreachable-after" if is_alone or _is_web(uri) else ""
         raise StorageUnavailableError(f"{path}: {error}{hint}") from error
-    _has_answered(_host(uri))
+    _answered[storage.host(uri)] = time.monotonic()
     return data
 
 
@@ -135,66 +130,6 @@ def _read_local(path: str, max_bytes: int) -> bytes:
     _check_size(found.st_size, max_bytes)
     with open(path, "rb") as file:
         return file.read()
-
-
-async def _read_web(filesystem: Any, url: str, max_bytes: int, unreachable_after: float) -> bytes:
-    host = _host(url)
-    if time.monotonic() - _silent.get(host, -math.inf) < retrying.PATIENCE:
-        raise OSError(errno.EHOSTUNREACH, f"{host} did not answer for {unreachable_after:g} s and is not asked for a while")
-    silence = min(SILENCE, unreachable_after)
-    started = time.monotonic()
-    try:
-        data = await retry_async(lambda: _get_web(filesystem, url, max_bytes, silence), unreachable_after)
-    except OSError:  # an answer
-        _has_answered(host)
-        raise
-    except StorageUnavailableError as error:
-        # A server that says "500" of this picture, has answered for others meanwhile or sends on to a silent one is asked for its next one.
-        has_answered = http_status(error.__cause__) or _answered.get(host, -math.inf) >= started
-        if not has_answered and not await _sends_on(filesystem, url, min(REDIRECT, silence)):
-            _silent[host] = time.monotonic()
-        raise OSError(errno.EHOSTUNREACH, str(error)) from error
-    _has_answered(host)
-    return data
-
-
-def _has_answered(host: str) -> None:
-    _answered[host] = time.monotonic()
-    _silent.pop(host, None)
-
-
-async def _sends_on(filesystem: Any, url: str, seconds: float) -> bool:
-    """Whether the server answers with a redirect, within so many seconds."""
-    import aiohttp
-
-    options = {**filesystem.kwargs, "timeout": aiohttp.ClientTimeout(seconds), "allow_redirects": False}
-    try:
-        session = await filesystem.set_session()
-        async with session.get(filesystem.encode_url(url), **options) as answer:
-            return answer.status in range(300, 400)
-    except (OSError, ValueError, asyncio.TimeoutError, aiohttp.ClientError):  # the third is no OSError in Python 3.10
-        return False
-
-
-async def _get_web(filesystem: Any, url: str, max_bytes: int, silence: float = SILENCE) -> bytes:
-    import aiohttp
-
-    options = {"timeout": aiohttp.ClientTimeout(LONGEST, sock_connect=silence, sock_read=silence), **filesystem.kwargs}
-    # Not `cat_file`: the size would be a request of its own, and a body that announces none would be read whole before it is weighed.
-    parts: list[bytes] = []
-    size = 0
-    try:
-        session = await filesystem.set_session()
-        async with session.get(filesystem.encode_url(url), **options) as answer:
-            answer.raise_for_status()
-            _check_size(answer.content_length, max_bytes)
-            async for part in answer.content.iter_any():
-                size += len(part)
-                _check_size(size, max_bytes)
-                parts.append(part)
-    except (ValueError, aiohttp.NonHttpUrlClientError) as error:  # the other: of a redirect
-        raise OSError(errno.EINVAL, f"no URL: {error}") from error
-    return b"".join(parts)
 
 
 def _read_s3(filesystem: Any, uri: str, max_bytes: int, patience: float | None, wait_for_room: Callable[[int], None]) -> bytes:
@@ -357,12 +292,8 @@ def _cut(wanted: Sequence[tuple[str, int | None]], max_bytes: int, found_sizes: 
 
 def _place(uri: str) -> str:
     """Scheme and host or bucket: what lies in one place has one filesystem. All web servers are one place."""
-    return "web" if _is_web(uri) else _host(uri)
+    return "web" if _is_web(uri) else storage.host(uri)
 
 
 def _is_web(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
-
-
-def _host(uri: str) -> str:
-    return "/".join(uri.split("/", 3)[:3]) if "://" in uri else ""

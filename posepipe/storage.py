@@ -72,6 +72,11 @@ def distinct_names(names: Sequence[str], uris: Sequence[str]) -> list[str]:
     return found
 
 
+def host(uri: str) -> str:
+    """Scheme and host or bucket, s3://bucket; nothing of a local path."""
+    return "/".join(uri.split("/", 3)[:3]) if "://" in uri else ""
+
+
 def is_local(uri: str) -> bool:
     return "://" not in uri or uri.startswith("file://")
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from posepipe import fetching, gallery, overlays, storage
+from posepipe import fetching, gallery, overlays, storage, web_reads
 from posepipe.gallery import draw_overlays
 from posepipe.predictions import PREDICTION, list_predictions
 
@@ -76,7 +76,7 @@ def test_without_a_picture_nothing_is_drawn_and_that_is_said(run, drawn, tmp_pat
 
 def test_a_web_server_that_has_gone_since_is_not_waited_for(run, drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "PATIENCE", 0.1)
-    monkeypatch.setattr(fetching, "_silent", {})
+    monkeypatch.setattr(web_reads, "_silent", {})
     run_uri = run([("ok", True), ("ok", True)])
     [part] = list_predictions(run_uri)
     table = storage.read_table(part)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from test_samples import build_sample, person, picture, to_table
 
-from posepipe import fetching, images, inputs, journal, reading, storage
+from posepipe import fetching, images, inputs, journal, reading, storage, web_reads
 from posepipe.decoding import Decoder
 from posepipe.geometry import frame_image, frame_person
 from posepipe.reading import ShardReader
@@ -119,7 +119,7 @@ def test_limits_of_bytes_and_pixels_are_statuses(shard):
 
 
 def test_a_web_server_that_was_given_up_is_a_status(shard, monkeypatch):
-    monkeypatch.setattr(fetching, "_silent", {})
+    monkeypatch.setattr(web_reads, "_silent", {})
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         gone = f"http://127.0.0.1:{closed.getsockname()[1]}/a.png"
