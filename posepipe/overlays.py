@@ -102,9 +102,9 @@ def _first(rows: Sequence[dict[str, Any]], name: str) -> NDArray[np.float64] | N
 
 
 def draw_grid(overlays: Sequence[Overlay], columns: int = 4) -> bytes:
-    """A JPEG of all overlays side by side, with a legend."""
-    columns = min(columns, len(overlays))
+    """A JPEG of all overlays in rows that are as even as can be, of at most so many columns, with a legend."""
     rows = math.ceil(len(overlays) / columns)
+    columns = math.ceil(len(overlays) / rows)
     entries = []
     if any(overlay.joints is not None for overlay in overlays):
         entries += [(LEFT_COLOUR, "person's left"), (RIGHT_COLOUR, "person's right"), (MIDDLE_COLOUR, "middle")]

@@ -57,7 +57,7 @@ def count_colour(grid, colour, bottom=HEIGHT):
     return int((np.abs(grid[:bottom] - ImageColor.getrgb(colour)).max(axis=-1) < 40).sum())
 
 
-@pytest.mark.parametrize(("count", "columns", "shape"), [(1, 4, (1, 1)), (4, 4, (1, 4)), (5, 4, (2, 4)), (5, 2, (3, 2))])
+@pytest.mark.parametrize(("count", "columns", "shape"), [(1, 4, (1, 1)), (4, 4, (1, 4)), (5, 4, (2, 3)), (6, 4, (2, 3)), (5, 2, (3, 2))])
 def test_overlays_lie_side_by_side_with_a_legend(count, columns, shape):
     grid = draw(*[Overlay(picture(), "a caption")] * count, columns=columns)
     assert grid.shape == (shape[0] * TILE + LEGEND_HEIGHT, shape[1] * TILE, 3)
