@@ -88,11 +88,12 @@ def _fetch(
     except StorageUnavailableError as error:
         # What is not passing are credentials, for which a store that answers others says nothing.
         has_lasted = isinstance(error.__cause__, Exception) and retrying.is_passing(error.__cause__)
+        last_answer = _answered.get(storage.host(uri), -math.inf)
         # A damaged object of a store that is well would otherwise end each run that comes to it.
-        is_alone = has_lasted and (_answered.get(storage.host(uri), -math.inf) > started or _is_any_read(filesystem, others, max_bytes))
-        if unreachable_after and is_alone:
+        if unreachable_after and has_lasted and (last_answer > started or _is_any_read(filesystem, others, max_bytes)):
             return OSError(errno.EHOSTUNREACH, str(error))
-        hint = "; scoring can go on without such pictures, see --unreachable-after" if is_alone or _is_web(uri) else ""
+        has_others = has_lasted and last_answer > -math.inf
+        hint = "; scoring can go on without such pictures, see --unreachable-after" if has_others or _is_web(uri) else ""
         raise StorageUnavailableError(f"{path}: {error}{hint}") from error
     _answered[storage.host(uri)] = time.monotonic()
     return data

@@ -168,8 +168,8 @@ def clear(run_uri: str, writer: Writer, *others: str) -> None:
         LostRunError: another writer has taken over.
     """
     # Where no run was begun, what is named like these others is none of its files.
-    others = others if storage.exists(storage.join_uri(run_uri, RUN_FILE)) else ()
-    for name in (storage.SUCCESS, storage.MANIFEST, *others, _REDO_FILE, RUN_FILE):
+    others = (*others, _REDO_FILE) if storage.exists(storage.join_uri(run_uri, RUN_FILE)) else ()
+    for name in (storage.SUCCESS, storage.MANIFEST, *others, RUN_FILE):
         storage.delete([storage.join_uri(run_uri, name)])
     for folder in _OWN_NAMES:
         writer.check(is_fresh=True)

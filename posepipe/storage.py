@@ -172,7 +172,8 @@ def list_sizes(uri: str) -> Iterator[tuple[str, int]]:
 def _list_local(path: str) -> Iterator[tuple[str, int]]:
     """Links are followed, but not in a circle; what is neither a file nor a link to nowhere (a pipe, a socket) is no file.
 
-    What is deleted meanwhile is left out, or listed if it was there when its folder was read."""
+    What is deleted meanwhile is left out, or listed if it was there when its folder was read.
+    """
     seen: set[str] = set()
 
     def fail(error: OSError) -> None:

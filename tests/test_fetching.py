@@ -420,6 +420,18 @@ def test_a_damaged_file_may_be_given_up_where_others_are_read_meanwhile(tmp_path
     assert (error.errno, "Input/output error" in error.strerror) == (errno.EHOSTUNREACH, True)
 
 
+def test_who_may_go_on_without_a_damaged_file_is_told_so(tmp_path, damaged, monkeypatch, quick):
+    monkeypatch.setattr(retrying, "PATIENCE", 0.0)
+    monkeypatch.setattr(fetching, "_answered", {})
+    with pytest.raises(StorageUnavailableError, match=r"Input/output error$"):
+        fetch(damaged, LIMIT)
+    good = str(tmp_path / "good.jpg")
+    write_bytes(good, b"good")
+    assert fetch(good, LIMIT) == b"good"
+    with pytest.raises(StorageUnavailableError, match=r"Input/output error; scoring can go on .* see --unreachable-after$"):
+        fetch(damaged, LIMIT)
+
+
 @pytest.mark.parametrize("place", [0, 3, 39])
 def test_a_damaged_file_of_a_shard_may_be_given_up_wherever_it_stands(tmp_path, damaged, monkeypatch, quick, place):
     monkeypatch.setattr(retrying, "PATIENCE", 0.1)
